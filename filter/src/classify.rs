@@ -1,0 +1,357 @@
+//! From headers and body to a verdict: which limit meters a request, or none.
+//!
+//! The rule above all others: no malformed input may lead to an NVIDIA request that is not metered. What can't be read
+//! with certainty therefore follows `on_unclassifiable`, which meters unless the operator chose otherwise, and what
+//! several upstream parsers would read differently is metered if any of them would read a metered model.
+
+pub mod model;
+pub mod path;
+
+use crate::config::{Config, LimitConfig, OnUnclassifiable};
+use model::{Looks, Scanner, Unreadable};
+
+/// What the request's headers say, as far as it matters here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head<'a> {
+    /// `:path`, with its query.
+    pub path: &'a [u8],
+    /// `:authority`.
+    pub authority: &'a [u8],
+    /// `content-type`.
+    pub content_type: Option<&'a [u8]>,
+    /// `content-encoding`.
+    pub content_encoding: Option<&'a [u8]>,
+    /// The cluster that Envoy's routes chose so far.
+    pub cluster: Option<&'a [u8]>,
+    /// Whether no body follows.
+    pub ends_here: bool,
+}
+
+/// Why a body could not be classified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// It is compressed.
+    Compressed,
+    /// The host does not show bodies while a request is held at its headers.
+    BodyHidden,
+    /// The scanner could not read it.
+    Body(Unreadable),
+}
+
+impl Reason {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Compressed => "compressed",
+            Self::BodyHidden => "body_hidden",
+            Self::Body(unreadable) => unreadable.label(),
+        }
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It is none of ours.
+    Pass,
+    /// The limit with this number in the configuration meters it.
+    Meter(usize),
+    /// It is answered 400.
+    Reject(Reason),
+}
+
+/// What the headers alone decide.
+#[derive(Debug)]
+pub enum AtHead {
+    /// Everything.
+    Decided(Classified),
+    /// That the body must be read.
+    Read(Box<BodyReader>),
+}
+
+/// How often `model` occurred at the top level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Occurrence {
+    /// Once or never.
+    #[default]
+    Single,
+    /// Several times with one value.
+    Duplicate,
+    /// Several times with different values: upstreams would disagree on which counts.
+    Ambiguous,
+}
+
+/// A verdict after the body's end, and what is worth counting about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Classified {
+    /// What becomes of the request.
+    pub verdict: Verdict,
+    /// Why the body could not be classified, if it could not.
+    pub unclassifiable: Option<Reason>,
+    /// How often `model` occurred.
+    pub occurrence: Occurrence,
+}
+
+impl Classified {
+    const fn certain(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            unclassifiable: None,
+            occurrence: Occurrence::Single,
+        }
+    }
+}
+
+/// Decides what the headers alone can decide.
+pub fn at_head(config: &Config, head: &Head<'_>) -> AtHead {
+    let path = config
+        .limits
+        .iter()
+        .any(|limit| !limit.paths.is_empty())
+        .then(|| path::normalise(head.path));
+    let on_path = |limit: &LimitConfig| match &path {
+        Some(path) if !limit.paths.is_empty() => limit.paths.iter().any(|glob| glob.matches(path)),
+        _ => true,
+    };
+    let claimed = config.limits.iter().position(|limit| {
+        on_path(limit) && (matches_cluster(limit, head) || matches_host(limit, head))
+    });
+    // The first match wins, so only limits before the claiming one can still take the request by its body.
+    let before = claimed.unwrap_or(config.limits.len());
+    let eligible: Vec<usize> = (0..before)
+        .filter(|at| {
+            config
+                .limits
+                .get(*at)
+                .is_some_and(|limit| !limit.models.is_empty() && on_path(limit))
+        })
+        .collect();
+    let otherwise = claimed.map_or(Verdict::Pass, Verdict::Meter);
+    if head.ends_here || eligible.is_empty() || head.content_type.is_some_and(is_never_json) {
+        return AtHead::Decided(Classified::certain(otherwise));
+    }
+    let compressed = head.content_encoding.is_some_and(is_compressed);
+    if compressed && claimed.is_none() && head.content_type.is_some_and(is_media) {
+        return AtHead::Decided(Classified::certain(Verdict::Pass));
+    }
+    let mut reader = BodyReader {
+        scanner: Scanner::new(),
+        claims_json: head.content_type.is_some_and(is_json),
+        compressed,
+        eligible,
+        claimed,
+        matched: None,
+        first: None,
+        occurrence: Occurrence::Single,
+        spoilt: false,
+    };
+    // A compressed body tells nothing, so unless its request is to be metered there is no use in waiting for its end;
+    // one that is metered waits, so that a slow body holds no place in the queue.
+    if compressed && config.on_unclassifiable != OnUnclassifiable::Meter && claimed.is_none() {
+        return AtHead::Decided(reader.finish(config));
+    }
+    AtHead::Read(Box::new(reader))
+}
+
+/// Reads a body piece by piece.
+#[derive(Debug)]
+pub struct BodyReader {
+    scanner: Scanner,
+    claims_json: bool,
+    compressed: bool,
+    eligible: Vec<usize>,
+    claimed: Option<usize>,
+    matched: Option<usize>,
+    first: Option<String>,
+    occurrence: Occurrence,
+    spoilt: bool,
+}
+
+impl BodyReader {
+    /// Takes in the next piece. Answers `true` as soon as it is certain that the request passes whatever follows, so
+    /// that a body which is no JSON need not be held.
+    pub fn feed(&mut self, config: &Config, piece: &[u8]) -> bool {
+        if self.compressed {
+            return false;
+        }
+        let Self {
+            scanner,
+            eligible,
+            matched,
+            first,
+            occurrence,
+            ..
+        } = self;
+        scanner.feed(piece, &mut |model| {
+            let by_model = eligible.iter().copied().find(|at| {
+                config.limits.get(*at).is_some_and(|limit| {
+                    limit
+                        .models
+                        .iter()
+                        .any(|glob| glob.matches(model.as_bytes()))
+                })
+            });
+            *matched = match (*matched, by_model) {
+                (Some(before), Some(now)) => Some(before.min(now)),
+                (before, now) => before.or(now),
+            };
+            match first {
+                None => *first = Some(model.to_owned()),
+                Some(first) if first != model => *occurrence = Occurrence::Ambiguous,
+                Some(_) if *occurrence == Occurrence::Single => *occurrence = Occurrence::Duplicate,
+                Some(_) => {}
+            }
+        });
+        self.claimed.is_none() && !self.claims_json && scanner.looks_like_json() == Looks::NotJson
+    }
+
+    /// Part of the body could not be had from the host, so nothing read of it can be trusted.
+    pub fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// The body is complete: decides.
+    pub fn finish(&mut self, config: &Config) -> Classified {
+        let unreadable = if self.compressed {
+            Some(Reason::Compressed)
+        } else {
+            self.scanner.finish().err().map(Reason::Body)
+        };
+        let unreadable = if self.spoilt {
+            Some(Reason::BodyHidden)
+        } else {
+            unreadable
+        };
+        // A body of nothing is no body; one that neither says nor looks like JSON is someone else's.
+        let harmless = match unreadable {
+            Some(Reason::Body(Unreadable::Empty)) => true,
+            Some(Reason::Body(Unreadable::NotJson | Unreadable::NotAnObject)) => !self.claims_json,
+            _ => false,
+        };
+        let (verdict, unclassifiable) = match (self.matched.or(self.claimed), unreadable) {
+            (Some(limit), reason) => (
+                Verdict::Meter(limit),
+                reason.filter(|_| self.matched.is_none()),
+            ),
+            (None, None) => (Verdict::Pass, None),
+            (None, Some(_)) if harmless => (Verdict::Pass, None),
+            (None, Some(reason)) => (self.unclassifiable(config, reason), Some(reason)),
+        };
+        Classified {
+            verdict,
+            unclassifiable,
+            occurrence: self.occurrence,
+        }
+    }
+
+    /// The body will never be seen: decides without it.
+    pub fn give_up(&mut self, config: &Config) -> Classified {
+        let reason = Reason::BodyHidden;
+        Classified {
+            verdict: self
+                .claimed
+                .map_or_else(|| self.unclassifiable(config, reason), Verdict::Meter),
+            unclassifiable: Some(reason),
+            occurrence: Occurrence::Single,
+        }
+    }
+
+    fn unclassifiable(&self, config: &Config, reason: Reason) -> Verdict {
+        match config.on_unclassifiable {
+            OnUnclassifiable::Meter => Verdict::Meter(self.eligible.first().copied().unwrap_or(0)),
+            OnUnclassifiable::Reject => Verdict::Reject(reason),
+            OnUnclassifiable::Pass => Verdict::Pass,
+        }
+    }
+}
+
+fn matches_cluster(limit: &LimitConfig, head: &Head<'_>) -> bool {
+    head.cluster
+        .is_some_and(|cluster| limit.clusters.iter().any(|name| name.as_bytes() == cluster))
+}
+
+fn matches_host(limit: &LimitConfig, head: &Head<'_>) -> bool {
+    if limit.hosts.is_empty() {
+        return false;
+    }
+    let bare = without_port(head.authority);
+    limit
+        .hosts
+        .iter()
+        .any(|glob| glob.matches(bare) || glob.matches(head.authority))
+}
+
+/// The host without port and without the dot that may end a full domain name.
+fn without_port(authority: &[u8]) -> &[u8] {
+    let host = match authority.iter().rposition(|byte| *byte == b':') {
+        // In `[::1]:80` only the colon behind the bracket begins a port, in a bare `::1` none does.
+        Some(colon) => {
+            let (host, port) = authority
+                .split_at_checked(colon)
+                .unwrap_or((authority, b""));
+            let is_port = port.iter().skip(1).all(u8::is_ascii_digit);
+            let is_bare_ipv6 = host.contains(&b':') && !host.ends_with(b"]");
+            if is_port && !is_bare_ipv6 {
+                host
+            } else {
+                authority
+            }
+        }
+        None => authority,
+    };
+    host.strip_suffix(b".").unwrap_or(host)
+}
+
+/// The type and subtype, without parameters and surrounding space.
+fn essence(content_type: &[u8]) -> &[u8] {
+    content_type
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii()
+}
+
+fn starts_with(essence: &[u8], prefix: &str) -> bool {
+    essence
+        .get(..prefix.len())
+        .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+}
+
+/// Forms and octet streams are never JSON; their bytes are not even looked at.
+fn is_never_json(content_type: &[u8]) -> bool {
+    let essence = essence(content_type);
+    // Envoy joins repeated headers with commas; a list proves nothing about the body.
+    let is_one = !content_type.contains(&b',');
+    is_one
+        && (starts_with(essence, "multipart/")
+            || essence.eq_ignore_ascii_case(b"application/octet-stream"))
+}
+
+/// Whether the type says JSON.
+fn is_json(content_type: &[u8]) -> bool {
+    let essence = essence(content_type);
+    let suffix = essence
+        .len()
+        .checked_sub(4)
+        .and_then(|at| essence.get(at..));
+    suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case(b"json"))
+}
+
+/// Images, sound and the like: where they can't be looked into, they are taken at their word.
+fn is_media(content_type: &[u8]) -> bool {
+    let essence = essence(content_type);
+    ["image/", "audio/", "video/", "font/"]
+        .iter()
+        .any(|prefix| starts_with(essence, prefix))
+}
+
+fn is_compressed(content_encoding: &[u8]) -> bool {
+    content_encoding
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+#[cfg(test)]
+#[path = "classify/tests.rs"]
+mod tests;

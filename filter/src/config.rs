@@ -1,0 +1,466 @@
+//! The configuration, valid by construction: what is here has been checked, and what could not be is not here.
+//!
+//! [`Config::parse`] reads the plugin configuration (JSON; empty means all defaults) through the strict mirror in
+//! [`raw`], and refuses what is unknown, of the wrong type or impossible with one sentence that names the path.
+
+pub mod glob;
+mod raw;
+
+use crate::ledger::Rules;
+use crate::priority::Priority;
+use crate::queue::Patience;
+use crate::retreat::RetreatRules;
+use crate::scheduler::LimitSettings;
+use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
+use core::fmt;
+use glob::Glob;
+
+/// A refused configuration: which field, and what is wrong with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    /// The path of the field, such as `limits[0].rate_rpm`; empty for the document as a whole.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() {
+            f.write_str(&self.problem)
+        } else {
+            write!(f, "{}: {}", self.path, self.problem)
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What happens to a body that claims or looks to be JSON but can't be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnUnclassifiable {
+    /// Meter it under the first limit.
+    #[default]
+    Meter,
+    /// Answer 400.
+    Reject,
+    /// Let it pass, as the Python sidecar did.
+    Pass,
+}
+
+/// How much the filter says in Envoy's log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum LogLevel {
+    /// Each decision on each request.
+    Trace,
+    /// Details for the hunt after a fault.
+    Debug,
+    /// Events worth a line.
+    #[default]
+    Info,
+    /// Trouble.
+    Warn,
+    /// Trouble that needs someone.
+    Error,
+}
+
+/// Where the upstream's key comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// None is configured: what the client sent goes on.
+    Client,
+    /// From the configuration itself.
+    Inline(String),
+    /// From an environment variable of the VM, by name.
+    Env(String),
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client => f.write_str("Client"),
+            Self::Inline(_) => f.write_str("Inline(..)"),
+            Self::Env(name) => write!(f, "Env({name:?})"),
+        }
+    }
+}
+
+/// One limit: which requests it meters, and how.
+#[derive(Clone, Debug)]
+pub struct LimitConfig {
+    /// Its name in metrics, headers and messages.
+    pub name: String,
+    /// Patterns against the body's `model`; letter case is ignored.
+    pub models: Vec<Glob>,
+    /// Names of Envoy clusters.
+    pub clusters: Vec<String>,
+    /// Patterns against the host of the request, without its port unless the pattern has one.
+    pub hosts: Vec<Glob>,
+    /// Patterns against the path that narrow all of the above; empty means every path.
+    pub paths: Vec<Glob>,
+    /// Where the upstream's key comes from.
+    pub key: KeySource,
+    /// The configured requests per minute.
+    pub rate_rpm: u32,
+    /// How it is scheduled.
+    pub settings: LimitSettings,
+}
+
+/// Who may ask for which priority.
+#[derive(Clone, Debug)]
+pub struct PriorityConfig {
+    /// The request header, in lower case.
+    pub header: String,
+    /// What a request gets that does not ask, or asks for nonsense.
+    pub default: Priority,
+    /// The most urgent level that a client gets.
+    pub ceiling: Priority,
+}
+
+/// A whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// In the order in which they are checked; never empty.
+    pub limits: Vec<LimitConfig>,
+    /// Who may ask for which priority.
+    pub priority: PriorityConfig,
+    /// What happens to unreadable bodies.
+    pub on_unclassifiable: OnUnclassifiable,
+    /// How much is logged.
+    pub log_level: LogLevel,
+}
+
+impl Config {
+    /// Reads a plugin configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the first thing found wrong.
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        let raw = raw::parse(json)?;
+        let limits = match raw.limits {
+            Some(limits) => limits,
+            None => vec![raw::Limit::named("nvidia")],
+        };
+        if limits.is_empty() {
+            return Err(wrong(
+                "limits",
+                "must hold at least one limit; leave it out for the default one",
+            ));
+        }
+        let mut checked: Vec<LimitConfig> = Vec::with_capacity(limits.len());
+        for (at, limit) in limits.into_iter().enumerate() {
+            let path = format!("limits[{at}]");
+            let limit = check_limit(limit, &path)?;
+            if checked.iter().any(|other| other.name == limit.name) {
+                return Err(wrong(
+                    &format!("{path}.name"),
+                    &format!(
+                        "\"{}\" is the name of an earlier limit; each needs its own",
+                        limit.name
+                    ),
+                ));
+            }
+            checked.push(limit);
+        }
+        Ok(Self {
+            limits: checked,
+            priority: check_priority(raw.priority.unwrap_or_default())?,
+            on_unclassifiable: match raw.on_unclassifiable {
+                None | Some(raw::OnUnclassifiable::Meter) => OnUnclassifiable::Meter,
+                Some(raw::OnUnclassifiable::Reject) => OnUnclassifiable::Reject,
+                Some(raw::OnUnclassifiable::Pass) => OnUnclassifiable::Pass,
+            },
+            log_level: match raw.log_level {
+                Some(raw::LogLevel::Trace) => LogLevel::Trace,
+                Some(raw::LogLevel::Debug) => LogLevel::Debug,
+                None | Some(raw::LogLevel::Info) => LogLevel::Info,
+                Some(raw::LogLevel::Warn) => LogLevel::Warn,
+                Some(raw::LogLevel::Error) => LogLevel::Error,
+            },
+        })
+    }
+}
+
+fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> {
+    let field = |name: &str| format!("{path}.{name}");
+    let name = raw
+        .name
+        .ok_or_else(|| wrong(&field("name"), "is missing; each limit needs a name"))?;
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name_byte) {
+        return Err(wrong(
+            &field("name"),
+            &format!(
+                "must be 1 to {NAME_BYTES_MAX} letters, digits, `-` or `_`, because it becomes a header value and a metric label"
+            ),
+        ));
+    }
+    let models = globs(raw.models, &field("models"))?.unwrap_or_else(default_models);
+    let hosts = globs(raw.hosts, &field("hosts"))?.unwrap_or_default();
+    let paths = globs(raw.paths, &field("paths"))?.unwrap_or_default();
+    let clusters = raw.clusters.unwrap_or_default();
+    if models.is_empty() && hosts.is_empty() && clusters.is_empty() {
+        return Err(wrong(
+            path,
+            "can never match: `models`, `hosts` and `clusters` are all empty",
+        ));
+    }
+    let rate_rpm = whole(
+        raw.rate_rpm,
+        &field("rate_rpm"),
+        1,
+        RATE_RPM_MAX,
+        RATE_RPM_DEFAULT,
+    )?;
+    let capacity_default = (rate_rpm / 10).max(1);
+    let capacity = whole(
+        raw.bucket_capacity,
+        &field("bucket_capacity"),
+        1,
+        RATE_RPM_MAX,
+        capacity_default,
+    )?;
+    let queue_max = whole(
+        raw.queue_max_size,
+        &field("queue_max_size"),
+        0,
+        QUEUE_MAX_MAX,
+        1_000,
+    )?;
+    let low = seconds(
+        raw.low_priority_timeout_s,
+        &field("low_priority_timeout_s"),
+        30,
+    )?;
+    let others = seconds(raw.request_timeout_s, &field("request_timeout_s"), 120)?;
+    let aging = match raw.aging_s {
+        Some(aging) => Some(seconds(Some(aging), &field("aging_s"), 0)?),
+        None => None,
+    };
+    let retreat = raw.retreat.unwrap_or_default();
+    let floor_rpm = whole(
+        retreat.floor_rpm,
+        &field("retreat.floor_rpm"),
+        1,
+        RATE_RPM_MAX,
+        1,
+    )?;
+    if floor_rpm > rate_rpm {
+        return Err(wrong(
+            &field("retreat.floor_rpm"),
+            &format!("must not be above rate_rpm ({rate_rpm}), got {floor_rpm}"),
+        ));
+    }
+    let retry_after_max = whole(
+        retreat.retry_after_max_s,
+        &field("retreat.retry_after_max_s"),
+        0,
+        TIMEOUT_S_MAX,
+        300,
+    )?;
+    Ok(LimitConfig {
+        key: check_key(raw.upstream_api_key, raw.upstream_api_key_env, path)?,
+        name,
+        models,
+        clusters,
+        hosts,
+        paths,
+        rate_rpm,
+        settings: LimitSettings {
+            rules: Rules {
+                capacity,
+                queue_max,
+                aging,
+                retreat: RetreatRules {
+                    enabled: retreat.enabled.unwrap_or(true),
+                    base: MilliRpm::from_rpm(rate_rpm),
+                    floor: MilliRpm::from_rpm(floor_rpm),
+                    retry_after_max: Micros::from_secs(u64::from(retry_after_max)),
+                },
+            },
+            patience: Patience { low, others },
+            may_fall_back: matches!(
+                raw.queue_full_policy,
+                Some(raw::QueueFullPolicy::Passthrough)
+            ),
+        },
+    })
+}
+
+fn check_key(
+    inline: Option<String>,
+    env: Option<String>,
+    path: &str,
+) -> Result<KeySource, ConfigError> {
+    match (inline, env) {
+        (Some(_), Some(_)) => Err(wrong(
+            &format!("{path}.upstream_api_key_env"),
+            "can't be given together with upstream_api_key; choose one",
+        )),
+        (Some(key), None) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err(wrong(
+                &format!("{path}.upstream_api_key"),
+                "must be a key of visible ASCII characters without spaces",
+            ))
+        }
+        (None, Some(name)) if name.is_empty() || name.contains(['=', '\0']) => Err(wrong(
+            &format!("{path}.upstream_api_key_env"),
+            "must be the name of an environment variable",
+        )),
+        (Some(key), None) => Ok(KeySource::Inline(key)),
+        (None, Some(name)) => Ok(KeySource::Env(name)),
+        (None, None) => Ok(KeySource::Client),
+    }
+}
+
+fn check_priority(raw: raw::PriorityFields) -> Result<PriorityConfig, ConfigError> {
+    let header = raw
+        .header
+        .unwrap_or_else(|| "x-priority".to_owned())
+        .to_ascii_lowercase();
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if header.is_empty() || header.len() > NAME_BYTES_MAX || !header.bytes().all(token) {
+        return Err(wrong(
+            "priority.header",
+            "must be the name of an HTTP header",
+        ));
+    }
+    if header.starts_with("x-nimgate-") {
+        return Err(wrong(
+            "priority.header",
+            "must not begin with x-nimgate-, because such headers of clients are removed",
+        ));
+    }
+    let level = |value: Option<String>, field: &str, default| match value {
+        None => Ok(default),
+        Some(text) => Priority::parse(text.as_bytes()).ok_or_else(|| {
+            wrong(
+                field,
+                &format!(
+                    "must be urgent, high, normal or low, got \"{}\"",
+                    shown(&text)
+                ),
+            )
+        }),
+    };
+    Ok(PriorityConfig {
+        header,
+        default: level(raw.default, "priority.default", Priority::Normal)?,
+        ceiling: level(raw.ceiling, "priority.ceiling", Priority::Urgent)?,
+    })
+}
+
+fn globs(raw: Option<Vec<String>>, path: &str) -> Result<Option<Vec<Glob>>, ConfigError> {
+    let Some(patterns) = raw else { return Ok(None) };
+    if patterns.len() > PATTERNS_MAX {
+        return Err(wrong(
+            path,
+            &format!(
+                "must hold at most {PATTERNS_MAX} patterns, got {}",
+                patterns.len()
+            ),
+        ));
+    }
+    patterns
+        .into_iter()
+        .enumerate()
+        .map(|(at, pattern)| {
+            if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX {
+                return Err(wrong(
+                    &format!("{path}[{at}]"),
+                    &format!("must be a pattern of 1 to {PATTERN_BYTES_MAX} bytes"),
+                ));
+            }
+            Ok(Glob::new(&pattern))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map(Some)
+}
+
+fn whole(
+    raw: Option<raw::Number>,
+    path: &str,
+    min: u32,
+    max: u32,
+    default: u32,
+) -> Result<u32, ConfigError> {
+    let Some(number) = raw else {
+        return Ok(default);
+    };
+    let value = number
+        .whole()
+        .ok_or_else(|| wrong(path, &format!("must be a whole number, got {number}")))?;
+    if value < i128::from(min) {
+        return Err(wrong(
+            path,
+            &format!("must be at least {min}, got {number}"),
+        ));
+    }
+    if value > i128::from(max) {
+        return Err(wrong(path, &format!("must be at most {max}, got {number}")));
+    }
+    Ok(u32::try_from(value).unwrap_or(default))
+}
+
+/// A time in seconds, fractions allowed down to a millisecond.
+fn seconds(raw: Option<raw::Number>, path: &str, default: u64) -> Result<Micros, ConfigError> {
+    let Some(number) = raw else {
+        return Ok(Micros::from_secs(default));
+    };
+    let secs = number.float();
+    if !secs.is_finite() || secs < 0.001 {
+        return Err(wrong(
+            path,
+            &format!("must be at least 0.001 seconds, got {number}"),
+        ));
+    }
+    if secs > f64::from(TIMEOUT_S_MAX) {
+        return Err(wrong(
+            path,
+            &format!("must be at most {TIMEOUT_S_MAX} seconds, got {number}"),
+        ));
+    }
+    // In range, so the conversion is exact to the millisecond.
+    Ok(Micros::from_millis((secs * 1_000.0) as u64))
+}
+
+fn default_models() -> Vec<Glob> {
+    vec![Glob::new("nvidia/*"), Glob::new("nvidia_nim/*")]
+}
+
+const fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'
+}
+
+fn wrong(path: &str, problem: &str) -> ConfigError {
+    ConfigError {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+    }
+}
+
+/// At most a line's worth of a value that a sentence quotes.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(60).collect()
+}
+
+/// Requests per minute that NVIDIA's account page shows.
+const RATE_RPM_DEFAULT: u32 = 40;
+
+/// The longest name; it is a metric label.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The most patterns in one list.
+const PATTERNS_MAX: usize = 256;
+
+/// The longest pattern.
+const PATTERN_BYTES_MAX: usize = 256;
+
+/// The longest queue: each entry holds a stream and possibly a body of many kilobytes in Envoy's memory.
+const QUEUE_MAX_MAX: u32 = 1_000_000;
+
+/// The longest configurable time: a day.
+const TIMEOUT_S_MAX: u32 = 86_400;
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

@@ -1,0 +1,205 @@
+//! The configuration's form: a strict mirror of the JSON, with everything optional and nothing interpreted.
+//!
+//! Fields whose feature does not exist yet are known here so that they are refused with a sentence of their own rather
+//! than as typing errors.
+
+use super::ConfigError;
+use core::fmt;
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, Visitor};
+
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub limits: Option<Vec<Limit>>,
+    pub priority: Option<PriorityFields>,
+    pub on_unclassifiable: Option<OnUnclassifiable>,
+    pub console: Option<IgnoredAny>,
+    pub log_level: Option<LogLevel>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    pub name: Option<String>,
+    pub models: Option<Vec<String>>,
+    pub clusters: Option<Vec<String>>,
+    pub hosts: Option<Vec<String>>,
+    pub paths: Option<Vec<String>>,
+    pub rate_rpm: Option<Number>,
+    pub bucket_capacity: Option<Number>,
+    pub window_s: Option<IgnoredAny>,
+    pub mode: Option<IgnoredAny>,
+    pub queue_max_size: Option<Number>,
+    pub queue_full_policy: Option<QueueFullPolicy>,
+    pub low_priority_timeout_s: Option<Number>,
+    pub request_timeout_s: Option<Number>,
+    pub aging_s: Option<Number>,
+    pub upstream_api_key: Option<String>,
+    pub upstream_api_key_env: Option<String>,
+    pub retreat: Option<RetreatFields>,
+}
+
+impl Limit {
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct RetreatFields {
+    pub enabled: Option<bool>,
+    pub floor_rpm: Option<Number>,
+    pub retry_after_max_s: Option<Number>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct PriorityFields {
+    pub header: Option<String>,
+    pub default: Option<String>,
+    pub ceiling: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueFullPolicy {
+    Reject,
+    Passthrough,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnclassifiable {
+    Meter,
+    Reject,
+    Pass,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    #[serde(alias = "TRACE")]
+    Trace,
+    #[serde(alias = "DEBUG")]
+    Debug,
+    #[serde(alias = "INFO")]
+    Info,
+    #[serde(alias = "WARN", alias = "warning", alias = "WARNING")]
+    Warn,
+    #[serde(alias = "ERROR", alias = "critical", alias = "CRITICAL")]
+    Error,
+}
+
+/// A number as it was written, so that a sentence about it can quote it.
+#[derive(Clone, Copy, Debug)]
+pub enum Number {
+    Whole(i128),
+    Float(f64),
+}
+
+impl Number {
+    /// The value if it is whole, however it was written.
+    pub fn whole(self) -> Option<i128> {
+        match self {
+            Self::Whole(value) => Some(value),
+            Self::Float(value) if value.fract() == 0.0 && value.abs() < 1e15 => Some(value as i128),
+            Self::Float(_) => None,
+        }
+    }
+
+    /// The value, rounded if it is very large.
+    pub fn float(self) -> f64 {
+        match self {
+            Self::Whole(value) => value as f64,
+            Self::Float(value) => value,
+        }
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(value) => value.fmt(f),
+            Self::Float(value) => value.fmt(f),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberVisitor;
+        impl Visitor<'_> for NumberVisitor {
+            type Value = Number;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number")
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Number, E> {
+                Ok(Number::Whole(i128::from(value)))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Number, E> {
+                Ok(Number::Whole(i128::from(value)))
+            }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Number, E> {
+                Ok(Number::Float(value))
+            }
+        }
+        deserializer.deserialize_any(NumberVisitor)
+    }
+}
+
+/// Reads the JSON and refuses the fields whose feature does not exist yet.
+pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
+    if json.len() > JSON_BYTES_MAX {
+        return Err(super::wrong(
+            "",
+            &format!(
+                "the configuration must be at most {JSON_BYTES_MAX} bytes, got {}",
+                json.len()
+            ),
+        ));
+    }
+    if json.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Config::default());
+    }
+    let mut document = serde_json::Deserializer::from_slice(json);
+    let config: Config = serde_path_to_error::deserialize(&mut document).map_err(|error| {
+        let path = error.path().to_string();
+        ConfigError {
+            path: if path == "." { String::new() } else { path },
+            problem: error.inner().to_string(),
+        }
+    })?;
+    document
+        .end()
+        .map_err(|error| super::wrong("", &error.to_string()))?;
+    refuse_future(&config)?;
+    Ok(config)
+}
+
+fn refuse_future(config: &Config) -> Result<(), ConfigError> {
+    let not_yet = |path: &str, what: &str| {
+        Err(super::wrong(
+            path,
+            &format!("{what} does not exist in this version of nimgate; remove the field"),
+        ))
+    };
+    if config.console.is_some() {
+        return not_yet("console", "the console");
+    }
+    for (at, limit) in config.limits.iter().flatten().enumerate() {
+        if limit.window_s.is_some() {
+            return not_yet(&format!("limits[{at}].window_s"), "the window guard");
+        }
+        if limit.mode.is_some() {
+            return not_yet(&format!("limits[{at}].mode"), "the shadow mode");
+        }
+    }
+    Ok(())
+}
+
+/// The largest configuration that is read: far above any real one, far below what would hurt.
+const JSON_BYTES_MAX: usize = 256 * 1024;

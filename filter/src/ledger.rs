@@ -1,0 +1,341 @@
+//! The ledger: all that the workers of a process must agree on for one limit, as one value that is replaced atomically.
+//!
+//! It holds the rules in force, the token bucket, the retreat, and the board with what waits at each worker. Every
+//! change is a pure function of the ledger, the time and what one worker has waiting, so it can be decided again on the
+//! fresh value when another worker was quicker. Over-granting is thereby impossible by construction, and the order of
+//! service is one for the whole process: a worker takes a token only if its own foremost request is the best on the
+//! board.
+//!
+//! Nobody waits for a worker that does not come. If another worker's request is the best and a token has been due to it
+//! for [`GRACE`], it is passed over, and stays so until it speaks again.
+
+pub mod board;
+mod codec;
+
+use crate::bucket::{Bucket, Flow};
+use crate::priority::{LANES, Lane};
+use crate::queue::{LaneHead, Queue};
+use crate::retreat::{Answer, Retreat, RetreatRules, Transition};
+use crate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
+pub use board::Board;
+pub use codec::VERSION;
+
+/// The settings that all workers share. They lie in the ledger so that a new configuration holds for all at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rules {
+    /// The most tokens the bucket holds, at least 1.
+    pub capacity: u32,
+    /// The most requests in the queue, and again outside it, over all workers.
+    pub queue_max: u32,
+    /// After how long a waiting request moves up a level; `None` is never.
+    pub aging: Option<Micros>,
+    /// The configured rate and how 429s reduce it.
+    pub retreat: RetreatRules,
+}
+
+/// Whose request is the best on the board, and since when it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Due {
+    /// The worker that holds it.
+    pub worker: WorkerId,
+    /// Since when its request is the best.
+    pub since: Instant,
+}
+
+/// The shared record of one limit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ledger {
+    rules: Rules,
+    bucket: Bucket,
+    retreat: Retreat,
+    due: Option<Due>,
+    board: Board,
+}
+
+/// A request that has just arrived and stands at the end of its lane in the worker's queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// Whose it is.
+    pub request: RequestId,
+    /// The lane in which it stands.
+    pub lane: Lane,
+    /// When it arrived.
+    pub arrived: Instant,
+    /// Whether it may wait outside the queue when that is full.
+    pub may_fall_back: bool,
+}
+
+/// What becomes of an arrival that was not granted at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// It waits in the queue.
+    Queued,
+    /// It waits outside the queue, in this lane.
+    Fallback(Lane),
+    /// Nothing is free: it must be refused.
+    Refused,
+}
+
+/// What one worker may do now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turn {
+    /// How many requests, from the first in the worker's order, got a token.
+    pub granted: u32,
+    /// What becomes of the arrival, if there was one and it is not among the granted.
+    pub place: Place,
+    /// Another worker to wake: its request is the best, and it may not know.
+    pub wake: Option<WorkerId>,
+    /// When this worker should look again; `None` when nobody waits here.
+    pub look_again_at: Option<Instant>,
+}
+
+impl Ledger {
+    /// A new ledger with `tokens` tokens in its bucket.
+    pub fn new(rules: Rules, tokens: u32, now: Instant) -> Self {
+        Self {
+            rules,
+            bucket: Bucket::with_tokens(tokens.min(rules.capacity), now),
+            retreat: Retreat::new(rules.retreat),
+            due: None,
+            board: Board::default(),
+        }
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What waits at the workers.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// The retreat's state.
+    pub fn retreat(&self) -> &Retreat {
+        &self.retreat
+    }
+
+    /// The token bucket, as of the last [`Ledger::advance`].
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    /// Puts new rules in force. The bucket keeps its level, as far as it fits, and the retreat its state.
+    pub fn adopt(&mut self, rules: Rules, now: Instant) -> Option<Transition> {
+        self.bucket.refill(self.flow(), now);
+        self.rules = rules;
+        let transition = self.retreat.advance(rules.retreat, now);
+        self.bucket.refill(self.flow(), now);
+        transition
+    }
+
+    /// Lets time pass: refills the bucket at the rate that held until now, then lets the retreat take its next step.
+    pub fn advance(&mut self, now: Instant) -> Option<Transition> {
+        self.bucket.refill(self.flow(), now);
+        self.retreat.advance(self.rules.retreat, now)
+    }
+
+    /// Takes in an answer of the upstream.
+    pub fn answer(&mut self, answer: Answer, now: Instant) -> Option<Transition> {
+        let passed = self.advance(now);
+        self.retreat
+            .step(self.rules.retreat, now, answer)
+            .or(passed)
+    }
+
+    /// Decides what `worker`, with `queue` waiting, may do now, and writes it onto the ledger. Call
+    /// [`Ledger::advance`] first. Says too whether anything was changed that others must see.
+    pub fn turn(
+        &mut self,
+        worker: WorkerId,
+        queue: &Queue,
+        arrival: Option<Arrival>,
+        now: Instant,
+    ) -> (Turn, bool) {
+        let aging = self.rules.aging;
+        let mut changed = self.board.expire(now, worker);
+        let mut mine = queue.in_order(now, aging);
+        let mut granted = 0u32;
+        let mut arrival_granted = false;
+        while self.is_open(now) && self.bucket.is_ready() {
+            let Some(own) = mine.peek() else { break };
+            if let Some((other, whose)) = self.board.best_except(Some(worker), now, aging)
+                && other < own
+            {
+                if now < self.due_since(whose, now).after(GRACE) {
+                    break;
+                }
+                self.board.pass_over(whose);
+                changed = true;
+                continue;
+            }
+            if self.bucket.take(self.flow()).is_err() {
+                break;
+            }
+            granted = granted.saturating_add(1);
+            changed = true;
+            let served = mine.advance();
+            arrival_granted |= served.map(|w| w.request) == arrival.map(|a| a.request);
+        }
+        let mut lanes = mine.heads();
+        let place = match arrival {
+            Some(arrival) if !arrival_granted => self.place(worker, &mut lanes, arrival),
+            _ => Place::Queued,
+        };
+        changed |= self.board.publish(worker, lanes, now);
+        let (wake, due_changed) = self.hand_over(worker, now);
+        changed |= due_changed;
+        let nobody = lanes.iter().all(|head| head.count == 0);
+        let look_again_at = (!nobody).then(|| self.look_again_at(worker, now));
+        (
+            Turn {
+                granted,
+                place,
+                wake,
+                look_again_at,
+            },
+            changed,
+        )
+    }
+
+    /// Finds a place for an arrival that got no token, and takes it out of the lanes to publish if there is none.
+    fn place(&self, worker: WorkerId, lanes: &mut [LaneHead; LANES], arrival: Arrival) -> Place {
+        let queue_max = u64::from(self.rules.queue_max);
+        let total = |lanes: &[LaneHead; LANES], queued| {
+            board::waiting(lanes, queued).saturating_add(self.board.waiting(queued, worker))
+        };
+        if total(lanes, true) <= queue_max {
+            return Place::Queued;
+        }
+        // The arrival is the last of its lane, so taking it out changes the lane's count only.
+        if let Some(head) = lanes.get_mut(arrival.lane.index()) {
+            head.count = head.count.saturating_sub(1);
+        }
+        if !arrival.may_fall_back || total(lanes, false) >= queue_max {
+            return Place::Refused;
+        }
+        let lane = Lane::Fallback(arrival.lane.priority());
+        if let Some(head) = lanes.get_mut(lane.index()) {
+            if head.count == 0 {
+                head.since = arrival.arrived;
+            }
+            head.count = head.count.saturating_add(1);
+        }
+        Place::Fallback(lane)
+    }
+
+    /// Notes whose request is now the best. If that is another worker, says whether to wake it: it may sleep until its
+    /// grace is over because it was not the best before, or a token may be there for it already.
+    fn hand_over(&mut self, worker: WorkerId, now: Instant) -> (Option<WorkerId>, bool) {
+        let best = self
+            .board
+            .best_except(None, now, self.rules.aging)
+            .map(|(_, whose)| whose);
+        let changed = best != self.due.map(|due| due.worker);
+        if changed {
+            self.due = best.map(|worker| Due { worker, since: now });
+        }
+        let token_there = self.is_open(now) && self.bucket.is_ready();
+        let wake = best.filter(|whose| *whose != worker && (changed || token_there));
+        (wake, changed)
+    }
+
+    /// When `worker`, with someone waiting, should look again: when a token is there, if its request is the best; a
+    /// grace later if another's is.
+    fn look_again_at(&self, worker: WorkerId, now: Instant) -> Instant {
+        let token_at = self
+            .bucket
+            .ready_at(self.flow())
+            .max(self.retreat.closed_until());
+        match self.due {
+            Some(due) if due.worker != worker => {
+                token_at.max(self.due_since(due.worker, now)).after(GRACE)
+            }
+            _ => token_at,
+        }
+    }
+
+    /// Since when a token has been due to `whose`, whose request is the best of the others'.
+    fn due_since(&self, whose: WorkerId, now: Instant) -> Instant {
+        let best_since = self
+            .due
+            .filter(|due| due.worker == whose)
+            .map_or(now, |due| due.since);
+        best_since
+            .max(self.bucket.ready_since())
+            .max(self.retreat.closed_until())
+    }
+
+    fn is_open(&self, now: Instant) -> bool {
+        now >= self.retreat.closed_until()
+    }
+
+    fn flow(&self) -> Flow {
+        Flow {
+            rate: self.retreat.rate(),
+            capacity: self.rules.capacity,
+        }
+    }
+}
+
+/// What an operator or a client may be told of the ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// Whole tokens in the bucket.
+    pub available: u32,
+    /// The most it holds.
+    pub capacity: u32,
+    /// The configured rate.
+    pub base: MilliRpm,
+    /// The rate in force.
+    pub rate: MilliRpm,
+    /// When the next token is there.
+    pub token_at: Instant,
+    /// When the bucket is full, if nothing is taken.
+    pub full_at: Instant,
+    /// The retreat's state.
+    pub retreat: Retreat,
+    /// The share of 429s, in thousandths.
+    pub throttled_permille: u32,
+    /// How many wait in each lane, over all workers.
+    pub waiting: [u32; LANES],
+}
+
+impl Ledger {
+    /// A picture of the ledger. Call [`Ledger::advance`] first.
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        let flow = self.flow();
+        Snapshot {
+            available: self.bucket.available(),
+            capacity: self.rules.capacity,
+            base: self.rules.retreat.base,
+            rate: flow.rate,
+            token_at: self.bucket.ready_at(flow).max(self.retreat.closed_until()),
+            full_at: self.bucket.full_at(flow),
+            retreat: self.retreat,
+            throttled_permille: self.retreat.throttled_permille(now),
+            waiting: self.board.totals(),
+        }
+    }
+
+    /// When a request that comes now would get its token, if it had to wait behind everyone in its lane and before it.
+    pub fn turn_estimate(&self, lane: Lane) -> Instant {
+        let ahead = self
+            .board
+            .totals()
+            .into_iter()
+            .take(lane.index().saturating_add(1))
+            .fold(0, u32::saturating_add);
+        let token_at = self.bucket.nth_at(self.flow(), ahead.saturating_add(1));
+        token_at.max(self.retreat.closed_until())
+    }
+}
+
+/// How long a token may be due to a worker before another takes it: longer than a wake-up takes on a busy machine,
+/// shorter than anyone notices.
+pub const GRACE: Micros = Micros::from_millis(30);
+
+#[cfg(test)]
+#[path = "ledger/tests.rs"]
+mod tests;

@@ -1,0 +1,198 @@
+//! The ledger's form in shared data: little-endian, fixed fields, then one fixed-size line for each slot.
+//!
+//! Reading never panics and believes nothing: a record of another version, of an impossible length or with a value out
+//! of range is refused as a whole, and the caller starts afresh with an empty bucket.
+
+use super::board::{Board, Slot, WORKERS_MAX};
+use super::{Due, Ledger, Rules};
+use crate::bucket::Bucket;
+use crate::priority::LANES;
+use crate::queue::LaneHead;
+use crate::retreat::{CELLS, Phase, Retreat, RetreatRules, Window};
+use crate::units::{Instant, Micros, MilliRpm, RATE_RPM_MAX, WorkerId};
+
+/// The version of the record's form. It is part of the key too, so that old and new code, which live side by side
+/// while Envoy drains, don't overwrite each other's records.
+pub const VERSION: u32 = 1;
+
+impl Ledger {
+    /// The record's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer(Vec::with_capacity(
+            FIXED_BYTES.saturating_add(self.board.slots().len().saturating_mul(SLOT_BYTES)),
+        ));
+        out.u32(VERSION);
+        let rules = &self.rules;
+        out.u32(rules.retreat.base.get());
+        out.u32(rules.capacity);
+        out.u32(rules.queue_max);
+        out.u64(rules.aging.map_or(0, Micros::get));
+        out.u32(u32::from(rules.retreat.enabled));
+        out.u32(rules.retreat.floor.get());
+        out.u64(rules.retreat.retry_after_max.get());
+        let (level, updated_at, ready_since) = self.bucket.parts();
+        out.u64(level);
+        out.instant(updated_at);
+        out.instant(ready_since);
+        let retreat = &self.retreat;
+        out.u32(retreat.phase as u32);
+        out.u32(retreat.rate.get());
+        out.instant(retreat.due_at);
+        out.instant(retreat.cut_at);
+        out.instant(retreat.closed_until);
+        out.u64(retreat.window.newest);
+        for (answers, refused) in retreat.window.cells {
+            out.u32(answers);
+            out.u32(refused);
+        }
+        out.u32(u32::from(self.due.is_some()));
+        out.u32(self.due.map_or(0, |due| due.worker.0));
+        out.instant(self.due.map(|due| due.since).unwrap_or_default());
+        out.u32(u32::try_from(self.board.slots().len()).unwrap_or(u32::MAX));
+        for slot in self.board.slots() {
+            out.u32(slot.worker.0);
+            out.u32(u32::from(slot.passed_over));
+            out.instant(slot.seen_at);
+            for head in slot.lanes {
+                out.u32(head.count);
+                out.instant(head.since);
+            }
+        }
+        out.0
+    }
+
+    /// Reads a record; `None` when it is not one.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut from = Reader(bytes);
+        if from.u32()? != VERSION {
+            return None;
+        }
+        let base = from.rate()?;
+        let capacity = from.u32()?;
+        let queue_max = from.u32()?;
+        let aging = from.u64()?;
+        let enabled = from.flag()?;
+        let floor = from.rate()?;
+        let rules = Rules {
+            capacity,
+            queue_max,
+            aging: (aging > 0).then(|| Micros::new(aging)),
+            retreat: RetreatRules {
+                enabled,
+                base,
+                floor,
+                retry_after_max: Micros::new(from.u64()?),
+            },
+        };
+        let bucket = Bucket::from_parts(from.u64()?, from.instant()?, from.instant()?);
+        let retreat = Retreat {
+            phase: Phase::from_code(u8::try_from(from.u32()?).ok()?)?,
+            rate: from.rate()?,
+            due_at: from.instant()?,
+            cut_at: from.instant()?,
+            closed_until: from.instant()?,
+            window: {
+                let newest = from.u64()?;
+                let mut cells = [(0, 0); CELLS];
+                for cell in &mut cells {
+                    *cell = (from.u32()?, from.u32()?);
+                }
+                Window { newest, cells }
+            },
+        };
+        let due = Some(Due {
+            worker: WorkerId({
+                let known = from.flag()?;
+                let worker = from.u32()?;
+                if known { worker } else { u32::MAX }
+            }),
+            since: from.instant()?,
+        })
+        .filter(|due| due.worker.0 != u32::MAX);
+        let slots = from.u32()? as usize;
+        if slots > WORKERS_MAX || from.0.len() != slots.checked_mul(SLOT_BYTES)? {
+            return None;
+        }
+        let mut board = Vec::with_capacity(slots);
+        while !from.0.is_empty() {
+            board.push(Slot {
+                worker: WorkerId(from.u32()?),
+                passed_over: from.flag()?,
+                seen_at: from.instant()?,
+                lanes: {
+                    let mut lanes = [LaneHead::default(); LANES];
+                    for head in &mut lanes {
+                        *head = LaneHead {
+                            count: from.u32()?,
+                            since: from.instant()?,
+                        };
+                    }
+                    lanes
+                },
+            });
+        }
+        (capacity > 0).then_some(Self {
+            rules,
+            bucket,
+            retreat,
+            due,
+            board: Board::from_slots(board),
+        })
+    }
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn instant(&mut self, value: Instant) {
+        self.u64(value.as_micros());
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn u32(&mut self) -> Option<u32> {
+        let (head, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_le_bytes(*head))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (head, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*head))
+    }
+
+    fn instant(&mut self) -> Option<Instant> {
+        self.u64().map(Instant::from_micros)
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        match self.u32()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
+    fn rate(&mut self) -> Option<MilliRpm> {
+        self.u32()
+            .map(MilliRpm::new)
+            .filter(|rate| (1..=MilliRpm::from_rpm(RATE_RPM_MAX).get()).contains(&rate.get()))
+    }
+}
+
+/// Bytes of a slot: worker, mark, time, and for each lane a count and a time.
+const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
+
+/// Bytes before the slots.
+const FIXED_BYTES: usize = 4 + 12 + 8 + 8 + 8 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;

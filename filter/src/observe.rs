@@ -1,0 +1,49 @@
+//! What the core reports. Algorithms call an [`Observer`]; whether that becomes a metric or a log line is not their
+//! concern.
+
+use crate::ledger::Snapshot;
+use crate::priority::{LANES, Priority};
+use crate::retreat::Transition;
+use crate::units::{LimitId, Micros};
+
+/// Told of everything worth counting. Each method does nothing unless overridden.
+pub trait Observer {
+    /// A request got its token after `waited`.
+    fn granted(&mut self, limit: LimitId, priority: Priority, waited: Micros) {
+        let _ = (limit, priority, waited);
+    }
+
+    /// A request waits outside the full queue.
+    fn fell_back(&mut self, limit: LimitId) {
+        let _ = limit;
+    }
+
+    /// The numbers of waiting requests on the ledger changed by these differences. The sum of all reports of all
+    /// workers is what waits in the process.
+    fn queue_changed(&mut self, limit: LimitId, differences: [i64; LANES]) {
+        let _ = (limit, differences);
+    }
+
+    /// The ledger was looked at.
+    fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
+        let _ = (limit, snapshot);
+    }
+
+    /// The retreat changed its state.
+    fn retreat_changed(&mut self, limit: LimitId, transition: Transition) {
+        let _ = (limit, transition);
+    }
+
+    /// A decision was put off because other workers were quicker each time, or the host refused the store.
+    fn store_failed(&mut self, limit: LimitId) {
+        let _ = limit;
+    }
+
+    /// The ledger's record could not be read and was begun anew, with an empty bucket.
+    fn ledger_corrupt(&mut self, limit: LimitId) {
+        let _ = limit;
+    }
+}
+
+/// An observer that looks away.
+impl Observer for () {}

@@ -1,0 +1,443 @@
+//! The heart of one worker: inputs in, actions out, and when to look again.
+//!
+//! For each limit it joins the worker's own queue to the shared ledger. It reads no clock and calls no host: the time
+//! and the store come in with each call. Every decision is made inside [`Store::measure_and_replace`] and only then
+//! carried out on the queue, so a lost race leaves no trace here.
+
+use crate::ledger::{Arrival, Ledger, Place, Rules, Snapshot, Turn, VERSION};
+use crate::observe::Observer;
+use crate::outcome::Outcome;
+use crate::priority::{LANES, Lane, Priority};
+use crate::queue::{Patience, Queue, Waiting};
+use crate::retreat::{Answer, Transition};
+use crate::store::{Store, StoreError};
+use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
+
+/// The settings of one limit as far as the scheduler is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LimitSettings {
+    /// What all workers share.
+    pub rules: Rules,
+    /// How long requests may wait.
+    pub patience: Patience,
+    /// Whether requests may wait outside a full queue.
+    pub may_fall_back: bool,
+}
+
+/// What the shell must do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Let a request go on to the upstream: it has its token.
+    Resume {
+        /// Which.
+        request: RequestId,
+        /// How long it waited.
+        waited: Micros,
+    },
+    /// Answer a request: it gets no token.
+    Reply {
+        /// Which.
+        request: RequestId,
+        /// How it ends.
+        outcome: Outcome,
+        /// When to try again, in whole seconds, at least 1.
+        retry_after_s: u64,
+    },
+    /// Wake another worker.
+    Wake(WorkerId),
+}
+
+/// The scheduler of one worker.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    limits: Vec<Limit>,
+}
+
+#[derive(Debug)]
+struct Limit {
+    name: String,
+    key: String,
+    settings: LimitSettings,
+    queue: Queue,
+    /// When to look at the ledger again because someone waits here, or has just left.
+    look_again_at: Option<Instant>,
+    /// When to look at it once more so that the gauges show its state at rest.
+    refresh_at: Option<Instant>,
+}
+
+impl Scheduler {
+    /// Puts the settings of the limit called `name` in force, here and in the shared ledger, and returns its number.
+    /// Who waits keeps waiting, under the new settings. The last configuration that names a limit wins.
+    pub fn configure<S: Store>(
+        &mut self,
+        name: &str,
+        settings: LimitSettings,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> LimitId {
+        let id = self.next_id(name);
+        if id.0 == self.limits.len() {
+            self.limits.push(Limit::new(name, settings));
+        }
+        if let Some(limit) = self.limits.get_mut(id.0) {
+            limit.settings = settings;
+            limit.look_again_at = (!limit.queue.is_empty()).then_some(now);
+            let adopted = limit.transact(id, now, store, observer, |ledger, fresh| {
+                let changed = *ledger.rules() != settings.rules;
+                let transition = if changed {
+                    ledger.adopt(settings.rules, now)
+                } else {
+                    None
+                };
+                ((), changed || fresh, transition)
+            });
+            if adopted.is_err() {
+                observer.store_failed(id);
+            }
+        }
+        id
+    }
+
+    /// The number that the limit called `name` has, or will have once it is configured.
+    pub fn next_id(&self, name: &str) -> LimitId {
+        let known = self.limits.iter().position(|limit| limit.name == name);
+        LimitId(known.unwrap_or(self.limits.len()))
+    }
+
+    /// The name of a limit.
+    pub fn name(&self, id: LimitId) -> &str {
+        self.limits.get(id.0).map_or("", |limit| &limit.name)
+    }
+
+    /// The settings of a limit.
+    pub fn settings(&self, id: LimitId) -> Option<&LimitSettings> {
+        self.limits.get(id.0).map(|limit| &limit.settings)
+    }
+
+    /// How many requests of a limit wait in this worker.
+    pub fn waiting(&self, id: LimitId) -> usize {
+        self.limits.get(id.0).map_or(0, |limit| limit.queue.len())
+    }
+
+    /// A request is complete and asks for a token.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one argument for each thing the caller alone knows"
+    )]
+    pub fn arrive<S: Store>(
+        &mut self,
+        id: LimitId,
+        request: RequestId,
+        priority: Priority,
+        worker: WorkerId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Vec<Action> {
+        let Some(limit) = self.limits.get_mut(id.0) else {
+            return Vec::new();
+        };
+        let waiting = limit.queue.push(request, Lane::Queued(priority), now);
+        limit.turn(id, Some(waiting), worker, now, store, observer)
+    }
+
+    /// The stream of a request is gone. If the request still waited, it leaves the queue and costs nothing.
+    ///
+    /// The ledger learns of it at the next wake-up, which is due at once: streams often go in crowds (a connection with
+    /// a hundred of them closes), and none of the crowd must get a token because another of it has just left.
+    pub fn leave(&mut self, id: LimitId, request: RequestId, now: Instant) {
+        if let Some(limit) = self.limits.get_mut(id.0)
+            && limit.queue.remove(request).is_some()
+        {
+            limit.look_again_at = Some(now);
+        }
+    }
+
+    /// A timer fired or another worker woke this one: do for every limit what is due. `woken` looks at every limit with
+    /// someone waiting, whatever the time.
+    pub fn wake<S: Store>(
+        &mut self,
+        woken: bool,
+        worker: WorkerId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (at, limit) in self.limits.iter_mut().enumerate() {
+            let due = limit.due_at().is_some_and(|due| due <= now);
+            if due || (woken && !limit.queue.is_empty()) {
+                actions.extend(limit.turn(LimitId(at), None, worker, now, store, observer));
+            } else if limit.refresh_at.is_some_and(|due| due <= now) {
+                limit.refresh(LimitId(at), now, store, observer);
+            }
+        }
+        actions
+    }
+
+    /// The upstream answered a request. Returns a picture of the ledger after that, for the response's headers.
+    pub fn answer<S: Store>(
+        &mut self,
+        id: LimitId,
+        answer: Answer,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Option<Snapshot> {
+        let limit = self.limits.get_mut(id.0)?;
+        let answered = limit.transact(id, now, store, observer, |ledger, _| {
+            let transition = ledger.answer(answer, now);
+            ((), true, transition)
+        });
+        match answered {
+            Ok(((), snapshot)) => Some(snapshot),
+            Err(_) => {
+                observer.store_failed(id);
+                None
+            }
+        }
+    }
+
+    /// When [`Scheduler::wake`] must be called next; `None` when there is nothing to do.
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        self.limits
+            .iter()
+            .flat_map(|limit| [limit.due_at(), limit.refresh_at])
+            .flatten()
+            .min()
+    }
+}
+
+impl Limit {
+    fn new(name: &str, settings: LimitSettings) -> Self {
+        Self {
+            name: name.to_owned(),
+            key: format!("nimgate/{VERSION}/ledger/{name}"),
+            settings,
+            queue: Queue::default(),
+            look_again_at: None,
+            refresh_at: None,
+        }
+    }
+
+    /// When something is due: a look at the ledger, or the end of someone's patience.
+    fn due_at(&self) -> Option<Instant> {
+        let deadlines = Lane::ALL.into_iter().filter_map(|lane| {
+            let front = self.queue.front(lane)?;
+            Some(front.arrived.after(self.settings.patience.of(lane)))
+        });
+        deadlines.chain(self.look_again_at).min()
+    }
+
+    /// One decision: ends what has waited too long, grants what may be granted, places the arrival, tells the board.
+    fn turn<S: Store>(
+        &mut self,
+        id: LimitId,
+        arrival: Option<Waiting>,
+        worker: WorkerId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Vec<Action> {
+        let expired = self.expire(now);
+        let arrival = arrival.map(|waiting| Arrival {
+            request: waiting.request,
+            lane: waiting.lane,
+            arrived: waiting.arrived,
+            may_fall_back: self.settings.may_fall_back,
+        });
+        // The queue is lent to the decision while the rest of the limit runs the transaction.
+        let mut queue = core::mem::take(&mut self.queue);
+        let decided = self.transact(id, now, store, observer, |ledger, _| {
+            let (turn, changed) = ledger.turn(worker, &queue, arrival, now);
+            let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane));
+            ((turn, estimates, ledger.rules().aging), changed, None)
+        });
+        let mut actions = Vec::new();
+        match decided {
+            Ok(((turn, estimates, aging), _)) => {
+                let refuse = |request, lane: Lane, outcome| {
+                    let at = estimates.get(lane.index()).copied().unwrap_or(now);
+                    Action::Reply {
+                        request,
+                        outcome,
+                        retry_after_s: retry_after_s(at.since(now), request, now),
+                    }
+                };
+                actions.extend(
+                    expired
+                        .iter()
+                        .map(|w| refuse(w.request, w.lane, Outcome::RateLimited)),
+                );
+                actions.extend(grant(&mut queue, turn, aging, now, id, observer));
+                if let Some(arrival) = arrival {
+                    match turn.place {
+                        Place::Queued => {}
+                        Place::Fallback(lane) => {
+                            queue.shift(arrival.request, lane);
+                            observer.fell_back(id);
+                        }
+                        Place::Refused => {
+                            queue.remove(arrival.request);
+                            actions.push(refuse(arrival.request, arrival.lane, Outcome::QueueFull));
+                        }
+                    }
+                }
+                actions.extend(turn.wake.map(Action::Wake));
+                self.look_again_at = turn.look_again_at.map(|at| at.min(now.after(HEARTBEAT)));
+            }
+            Err(_) => {
+                // Nothing was decided: who waits keeps waiting, an arrival among them, and it is tried again at once.
+                observer.store_failed(id);
+                actions.extend(expired.iter().map(|w| Action::Reply {
+                    request: w.request,
+                    outcome: Outcome::RateLimited,
+                    retry_after_s: 1,
+                }));
+                self.look_again_at = Some(now.after(TRY_AGAIN));
+            }
+        }
+        self.queue = queue;
+        actions
+    }
+
+    /// Takes out those whose patience is over. In each lane the foremost is the first to expire.
+    fn expire(&mut self, now: Instant) -> Vec<Waiting> {
+        let mut expired = Vec::new();
+        for lane in Lane::ALL {
+            let patience = self.settings.patience.of(lane);
+            while let Some(front) = self.queue.front(lane).copied()
+                && front.arrived.after(patience) <= now
+            {
+                self.queue.remove(front.request);
+                expired.push(front);
+            }
+        }
+        expired
+    }
+
+    /// Looks at the ledger for the gauges' sake, without changing anything but what time alone changes.
+    fn refresh<S: Store>(
+        &mut self,
+        id: LimitId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) {
+        if self
+            .transact(id, now, store, observer, |_, _| ((), false, None))
+            .is_err()
+        {
+            observer.store_failed(id);
+            self.refresh_at = Some(now.after(HEARTBEAT));
+        }
+    }
+
+    /// Runs one decision on the ledger and reports what changed. `decide` gets the ledger, advanced to `now`, and
+    /// whether it is new; it answers its decision, whether the ledger changed, and a transition of the retreat.
+    fn transact<S: Store, T>(
+        &mut self,
+        id: LimitId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+        mut decide: impl FnMut(&mut Ledger, bool) -> (T, bool, Option<Transition>),
+    ) -> Result<(T, Snapshot), StoreError> {
+        let rules = self.settings.rules;
+        let (decision, snapshot, differences, transition, corrupt) =
+            store.measure_and_replace(&self.key, |present| {
+                let stored = present.map(Ledger::decode);
+                let corrupt = matches!(stored, Some(None));
+                // Nothing is known of the past of a record that can't be read, so it starts with an empty bucket.
+                let tokens = if corrupt { 0 } else { rules.capacity };
+                let fresh = !matches!(stored, Some(Some(_)));
+                let mut ledger = stored
+                    .flatten()
+                    .unwrap_or_else(|| Ledger::new(rules, tokens, now));
+                let before = ledger.board().totals();
+                let passed = ledger.advance(now);
+                let (decision, changed, transition) = decide(&mut ledger, fresh);
+                let snapshot = ledger.snapshot(now);
+                let transition = transition.or(passed);
+                let write = changed || fresh || transition.is_some();
+                let differences = differences(before, snapshot.waiting);
+                let value = write.then(|| ledger.encode());
+                (
+                    value,
+                    (decision, snapshot, differences, transition, corrupt),
+                )
+            })?;
+        if corrupt {
+            observer.ledger_corrupt(id);
+        }
+        if differences != [0; LANES] {
+            observer.queue_changed(id, differences);
+        }
+        if let Some(transition) = transition {
+            observer.retreat_changed(id, transition);
+        }
+        observer.looked(id, &snapshot);
+        let full_at = (snapshot.available < snapshot.capacity).then_some(snapshot.full_at);
+        self.refresh_at = full_at.into_iter().chain(snapshot.retreat.due_at()).min();
+        Ok((decision, snapshot))
+    }
+}
+
+/// Takes the granted requests out of the queue, in the order in which the decision saw them.
+fn grant(
+    queue: &mut Queue,
+    turn: Turn,
+    aging: Option<Micros>,
+    now: Instant,
+    id: LimitId,
+    observer: &mut impl Observer,
+) -> Vec<Action> {
+    let mut order = queue.in_order(now, aging);
+    let granted: Vec<Waiting> = (0..turn.granted).map_while(|_| order.advance()).collect();
+    granted
+        .into_iter()
+        .map(|waiting| {
+            queue.remove(waiting.request);
+            let waited = now.since(waiting.arrived);
+            observer.granted(id, waiting.lane.priority(), waited);
+            Action::Resume {
+                request: waiting.request,
+                waited,
+            }
+        })
+        .collect()
+}
+
+fn differences(before: [u32; LANES], after: [u32; LANES]) -> [i64; LANES] {
+    let mut differences = [0; LANES];
+    for (difference, (before, after)) in differences.iter_mut().zip(before.into_iter().zip(after)) {
+        *difference = i64::from(after).saturating_sub(i64::from(before));
+    }
+    differences
+}
+
+/// Seconds for `Retry-After`: the expected wait, and up to a tenth more, so that clients that were refused together
+/// don't come back together.
+fn retry_after_s(wait: Micros, request: RequestId, now: Instant) -> u64 {
+    let secs = wait.as_secs_ceil().clamp(1, RETRY_AFTER_MAX_S);
+    let spread = (secs / 10).saturating_add(2);
+    // Fibonacci hashing spreads neighbouring request numbers and times well enough for a jitter.
+    let mixed = (now.as_micros() ^ u64::from(request.0)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    secs.saturating_add(mixed.checked_rem(spread).unwrap_or(0))
+        .min(RETRY_AFTER_MAX_S)
+}
+
+/// The longest time between two looks at the ledger while someone waits: it keeps the worker's line on the board alive
+/// and takes up a rate that rises.
+pub const HEARTBEAT: Micros = Micros::from_secs(2);
+
+/// When to try again after a decision that could not be made.
+const TRY_AGAIN: Micros = Micros::from_millis(1);
+
+/// The longest `Retry-After` given to a client.
+const RETRY_AFTER_MAX_S: u64 = 300;
+
+#[cfg(test)]
+#[path = "scheduler/tests.rs"]
+mod tests;

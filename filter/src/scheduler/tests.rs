@@ -1,0 +1,357 @@
+//! The scheduler of several workers on one memory store, in virtual time.
+
+use super::*;
+use crate::retreat::RetreatRules;
+use crate::store::{MemoryStore, Swap, Version};
+use crate::units::MilliRpm;
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const A: WorkerId = WorkerId(1);
+const B: WorkerId = WorkerId(2);
+
+fn settings(rpm: u32, capacity: u32) -> LimitSettings {
+    LimitSettings {
+        rules: Rules {
+            capacity,
+            queue_max: 10,
+            aging: None,
+            retreat: RetreatRules {
+                enabled: true,
+                base: MilliRpm::from_rpm(rpm),
+                floor: MilliRpm::from_rpm(1),
+                retry_after_max: Micros::from_secs(300),
+            },
+        },
+        patience: Patience {
+            low: Micros::from_secs(30),
+            others: Micros::from_secs(120),
+        },
+        may_fall_back: false,
+    }
+}
+
+fn at(millis: u64) -> Instant {
+    Instant::ZERO.after(Micros::from_millis(1_000_000 + millis))
+}
+
+/// Keeps a running total of what the observer was told, as a gauge would.
+#[derive(Default)]
+struct Gauge([i64; LANES]);
+
+impl Observer for Gauge {
+    fn queue_changed(&mut self, _: LimitId, differences: [i64; LANES]) {
+        for (total, difference) in self.0.iter_mut().zip(differences) {
+            *total += difference;
+        }
+    }
+}
+
+fn resumed(actions: &[Action]) -> Vec<u32> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Resume { request, .. } => Some(request.0),
+            _ => None,
+        })
+        .collect()
+}
+
+fn refused(actions: &[Action]) -> Vec<(u32, Outcome)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Reply {
+                request, outcome, ..
+            } => Some((request.0, *outcome)),
+            _ => None,
+        })
+        .collect()
+}
+
+struct One {
+    scheduler: Scheduler,
+    store: MemoryStore,
+    gauge: Gauge,
+    limit: LimitId,
+}
+
+impl One {
+    fn new(settings: LimitSettings) -> Self {
+        let mut one = Self {
+            scheduler: Scheduler::default(),
+            store: MemoryStore::default(),
+            gauge: Gauge::default(),
+            limit: LimitId(0),
+        };
+        one.configure(settings, at(0));
+        one
+    }
+
+    fn configure(&mut self, settings: LimitSettings, now: Instant) {
+        self.limit =
+            self.scheduler
+                .configure("nvidia", settings, now, &mut self.store, &mut self.gauge);
+    }
+
+    fn arrive(&mut self, id: u32, priority: Priority, now: Instant) -> Vec<Action> {
+        self.scheduler.arrive(
+            self.limit,
+            RequestId(id),
+            priority,
+            A,
+            now,
+            &mut self.store,
+            &mut self.gauge,
+        )
+    }
+
+    fn wake(&mut self, now: Instant) -> Vec<Action> {
+        self.scheduler
+            .wake(false, A, now, &mut self.store, &mut self.gauge)
+    }
+}
+
+#[test]
+fn served_by_priority_as_tokens_come() {
+    let mut one = One::new(settings(60, 1));
+    assert_eq!(resumed(&one.arrive(1, Priority::Normal, at(0))), [1]);
+    for (id, priority) in [
+        (2, Priority::Low),
+        (3, Priority::Normal),
+        (4, Priority::Urgent),
+        (5, Priority::High),
+    ] {
+        assert!(resumed(&one.arrive(id, priority, at(0))).is_empty());
+    }
+    let mut order = Vec::new();
+    while let Some(next) = one.scheduler.next_wakeup()
+        && order.len() < 4
+    {
+        order.extend(resumed(&one.wake(next)).into_iter().map(|id| (id, next)));
+    }
+    assert_eq!(
+        order,
+        [
+            (4, at(1_000)),
+            (5, at(2_000)),
+            (3, at(3_000)),
+            (2, at(4_000))
+        ]
+    );
+    assert_eq!(one.gauge.0, [0; LANES]);
+}
+
+#[test]
+fn nothing_is_due_once_everything_is_at_rest() {
+    let mut one = One::new(settings(60, 2));
+    one.arrive(1, Priority::Normal, at(0));
+    assert_eq!(
+        one.scheduler.next_wakeup(),
+        Some(at(1_000)),
+        "to show the full bucket"
+    );
+    one.wake(at(1_000));
+    assert_eq!(one.scheduler.next_wakeup(), None);
+}
+
+#[test]
+fn each_level_has_its_own_patience() {
+    let mut one = One::new(settings(1, 1));
+    one.arrive(1, Priority::Normal, at(0));
+    one.arrive(2, Priority::Low, at(0));
+    one.arrive(3, Priority::High, at(0));
+    assert!(refused(&one.wake(at(29_999))).is_empty());
+    assert_eq!(refused(&one.wake(at(30_000))), [(2, Outcome::RateLimited)]);
+    assert_eq!(resumed(&one.wake(at(60_000))), [3]);
+    assert_eq!(one.scheduler.waiting(one.limit), 0);
+    assert_eq!(one.gauge.0, [0; LANES]);
+}
+
+#[test]
+fn a_token_never_goes_to_someone_whose_patience_is_over() {
+    let mut one = One::new(settings(2, 1));
+    one.arrive(1, Priority::Normal, at(0));
+    one.arrive(2, Priority::Low, at(0));
+    // Token and deadline come at the same moment.
+    let actions = one.wake(at(30_000));
+    assert_eq!(refused(&actions), [(2, Outcome::RateLimited)]);
+    assert!(resumed(&actions).is_empty());
+}
+
+#[test]
+fn who_leaves_costs_nothing_and_a_crowd_leaves_together() {
+    let mut one = One::new(settings(60, 1));
+    one.arrive(1, Priority::Normal, at(0));
+    for id in 2..=5 {
+        one.arrive(id, Priority::Normal, at(0));
+    }
+    for id in 2..=4 {
+        one.scheduler.leave(one.limit, RequestId(id), at(1_000));
+    }
+    assert_eq!(one.scheduler.next_wakeup(), Some(at(1_000)));
+    assert_eq!(resumed(&one.wake(at(1_000))), [5]);
+    assert_eq!(one.gauge.0, [0; LANES]);
+    one.scheduler.leave(one.limit, RequestId(5), at(1_000));
+    assert_eq!(one.scheduler.waiting(one.limit), 0);
+}
+
+#[test]
+fn the_last_to_leave_is_taken_off_the_board() {
+    let mut one = One::new(settings(1, 1));
+    one.arrive(1, Priority::Normal, at(0));
+    one.arrive(2, Priority::Normal, at(0));
+    one.scheduler.leave(one.limit, RequestId(2), at(10));
+    one.wake(at(10));
+    assert_eq!(one.gauge.0, [0; LANES]);
+}
+
+#[test]
+fn a_full_queue_refuses_with_a_time_to_come_back() {
+    let mut one = One::new(settings(60, 1));
+    for id in 0..=10 {
+        one.arrive(id, Priority::Normal, at(0));
+    }
+    let actions = one.arrive(11, Priority::Normal, at(0));
+    let [
+        Action::Reply {
+            outcome,
+            retry_after_s,
+            ..
+        },
+    ] = actions[..]
+    else {
+        panic!("one reply, got {actions:?}")
+    };
+    assert_eq!(outcome, Outcome::QueueFull);
+    assert!(
+        (11..=14).contains(&retry_after_s),
+        "eleven are ahead, got {retry_after_s}"
+    );
+}
+
+#[test]
+fn new_settings_hold_for_those_who_wait() {
+    let mut one = One::new(settings(1, 1));
+    one.arrive(1, Priority::Normal, at(0));
+    one.arrive(2, Priority::Normal, at(0));
+    let mut shorter = settings(1, 1);
+    shorter.patience.others = Micros::from_secs(5);
+    one.configure(shorter, at(1_000));
+    assert_eq!(
+        one.scheduler.next_wakeup(),
+        Some(at(1_000)),
+        "to look at them anew"
+    );
+    assert!(refused(&one.wake(at(1_000))).is_empty());
+    assert_eq!(refused(&one.wake(at(5_000))), [(2, Outcome::RateLimited)]);
+    one.configure(settings(60_000, 10), at(6_000));
+    assert!(resumed(&one.arrive(3, Priority::Normal, at(6_010))).len() == 1);
+}
+
+#[test]
+fn two_workers_keep_one_order_and_one_bucket() {
+    let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
+    let (mut store, mut gauge) = (MemoryStore::default(), Gauge::default());
+    let settings = settings(60, 1);
+    let limit = a.configure("nvidia", settings, at(0), &mut store, &mut gauge);
+    b.configure("nvidia", settings, at(0), &mut store, &mut gauge);
+    let mut order = Vec::new();
+    for id in 0..8u32 {
+        let (scheduler, worker) = if id % 2 == 0 {
+            (&mut a, A)
+        } else {
+            (&mut b, B)
+        };
+        let priority = Priority::ALL[(3 - id / 2) as usize];
+        let actions = scheduler.arrive(
+            limit,
+            RequestId(id),
+            priority,
+            worker,
+            at(u64::from(id)),
+            &mut store,
+            &mut gauge,
+        );
+        order.extend(resumed(&actions));
+    }
+    for _ in 0..100 {
+        let next = [a.next_wakeup(), b.next_wakeup()]
+            .into_iter()
+            .flatten()
+            .min();
+        let Some(now) = next else { break };
+        for (scheduler, worker) in [(&mut a, A), (&mut b, B)] {
+            if scheduler.next_wakeup() == Some(now) {
+                let actions = scheduler.wake(false, worker, now, &mut store, &mut gauge);
+                order.extend(resumed(&actions));
+            }
+        }
+    }
+    // The first took the token that was there; after it by level, and within a level by arrival.
+    assert_eq!(order, [0, 6, 7, 4, 5, 2, 3, 1]);
+    assert_eq!(gauge.0, [0; LANES]);
+}
+
+/// A store that loses every race, or refuses, until told otherwise.
+struct Broken {
+    inner: MemoryStore,
+    broken: bool,
+}
+
+impl Store for Broken {
+    fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+        self.inner.load(key)
+    }
+    fn swap(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        version: Option<Version>,
+    ) -> Result<Swap, StoreError> {
+        if self.broken {
+            Ok(Swap::Lost)
+        } else {
+            self.inner.swap(key, value, version)
+        }
+    }
+}
+
+#[test]
+fn a_store_that_fails_grants_nothing_and_loses_nothing() {
+    let mut store = Broken {
+        inner: MemoryStore::default(),
+        broken: true,
+    };
+    let mut scheduler = Scheduler::default();
+    let limit = scheduler.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
+    let actions = scheduler.arrive(
+        limit,
+        RequestId(1),
+        Priority::Normal,
+        A,
+        at(0),
+        &mut store,
+        &mut (),
+    );
+    assert!(actions.is_empty());
+    assert_eq!(
+        (scheduler.waiting(limit), scheduler.next_wakeup()),
+        (1, Some(at(1)))
+    );
+    store.broken = false;
+    assert_eq!(
+        resumed(&scheduler.wake(false, A, at(1), &mut store, &mut ())),
+        [1]
+    );
+}
+
+#[test]
+fn a_record_that_can_not_be_read_is_begun_anew_and_empty() {
+    let mut one = One::new(settings(60, 5));
+    let key = "nimgate/1/ledger/nvidia";
+    let (_, version) = one.store.load(key).unwrap().unwrap();
+    one.store.swap(key, b"rubbish", Some(version)).unwrap();
+    assert!(resumed(&one.arrive(1, Priority::Normal, at(0))).is_empty());
+    assert_eq!(resumed(&one.wake(at(1_000))), [1]);
+}

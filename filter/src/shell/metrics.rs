@@ -1,0 +1,263 @@
+//! The metrics in Envoy's stats.
+//!
+//! A label is written into the stat's name as `.key=value;`, from where `stats_tags` in Envoy's bootstrap takes it out
+//! again. Each metric is defined when it is first needed and its number kept, since defining takes a lock on all of
+//! Envoy's stats. Values of labels come from the configuration or from closed lists, so their number is bounded.
+
+use super::host::{self, MetricKind};
+use super::logging::event;
+use crate::classify::{Occurrence, Reason};
+use crate::ledger::Snapshot;
+use crate::observe::Observer;
+use crate::outcome::Outcome;
+use crate::priority::{LANES, Lane, Priority};
+use crate::retreat::{Phase, Transition};
+use crate::units::{LimitId, Micros};
+use hashbrown::HashMap;
+
+/// The metrics of this worker; the numbers behind them are the whole process's.
+#[derive(Default)]
+pub struct Metrics {
+    ids: HashMap<Key, u32>,
+    names: Vec<String>,
+}
+
+/// Which stat: the metric, the limit (by number, or none), and the place of a further label in its closed list.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key(Metric, Option<usize>, &'static str, &'static str);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Metric {
+    Requests,
+    Passthrough,
+    Fallback,
+    Unclassifiable,
+    AmbiguousModel,
+    DuplicateModel,
+    QueueLength,
+    FallbackLength,
+    QueueTime,
+    TokensAvailable,
+    TokenCapacity,
+    RetreatState,
+    EffectiveRpm,
+    Upstream429Permille,
+    UpstreamResponses,
+    PauseIgnored,
+    LedgerContended,
+    LedgerCorrupt,
+}
+
+impl Metric {
+    /// Name, kind, and the names of the two further labels, empty where there are none.
+    const fn about(self) -> (&'static str, MetricKind, &'static str, &'static str) {
+        use MetricKind::{Counter, Gauge, Histogram};
+        match self {
+            Self::Requests => ("nimgate_requests_total", Counter, "priority", "outcome"),
+            Self::Passthrough => ("nimgate_passthrough_total", Counter, "", ""),
+            Self::Fallback => ("nimgate_fallback_total", Counter, "", ""),
+            Self::Unclassifiable => ("nimgate_unclassifiable_total", Counter, "reason", ""),
+            Self::AmbiguousModel => ("nimgate_ambiguous_model_total", Counter, "", ""),
+            Self::DuplicateModel => ("nimgate_duplicate_model_total", Counter, "", ""),
+            Self::QueueLength => ("nimgate_queue_length", Gauge, "priority", ""),
+            Self::FallbackLength => ("nimgate_fallback_length", Gauge, "", ""),
+            Self::QueueTime => ("nimgate_queue_time_milliseconds", Histogram, "priority", ""),
+            Self::TokensAvailable => ("nimgate_tokens_available", Gauge, "", ""),
+            Self::TokenCapacity => ("nimgate_token_capacity", Gauge, "", ""),
+            Self::RetreatState => ("nimgate_retreat_state", Gauge, "", ""),
+            Self::EffectiveRpm => ("nimgate_effective_rpm", Gauge, "", ""),
+            Self::Upstream429Permille => ("nimgate_upstream_429_permille", Gauge, "", ""),
+            Self::UpstreamResponses => ("nimgate_upstream_responses_total", Counter, "code", ""),
+            Self::PauseIgnored => ("nimgate_pause_ignored_total", Counter, "", ""),
+            Self::LedgerContended => ("nimgate_ledger_contended_total", Counter, "", ""),
+            Self::LedgerCorrupt => ("nimgate_ledger_corrupt_total", Counter, "", ""),
+        }
+    }
+}
+
+impl Metrics {
+    /// Tells the name of a limit, to be used as its label.
+    pub fn name_limit(&mut self, id: LimitId, name: &str) {
+        while self.names.len() <= id.0 {
+            self.names.push(String::new());
+        }
+        if let Some(known) = self.names.get_mut(id.0) {
+            name.clone_into(known);
+        }
+    }
+
+    /// Makes the counters and gauges of a limit known, so that they are scraped as 0 before the first request.
+    pub fn show_limit(&mut self, id: LimitId) {
+        for priority in Priority::ALL {
+            self.id(Key(
+                Metric::Requests,
+                Some(id.0),
+                priority.name(),
+                Outcome::Forwarded.label(),
+            ));
+            self.id(Key(Metric::QueueLength, Some(id.0), priority.name(), ""));
+        }
+        for metric in [Metric::FallbackLength, Metric::Fallback] {
+            self.id(Key(metric, Some(id.0), "", ""));
+        }
+        self.id(Key(Metric::Passthrough, None, "", ""));
+    }
+
+    /// A metered request ended. `None` for a request that was refused before any limit took it.
+    pub fn ended(&mut self, limit: Option<LimitId>, priority: Priority, outcome: Outcome) {
+        self.add(
+            Key(
+                Metric::Requests,
+                limit.map(|id| id.0),
+                priority.name(),
+                outcome.label(),
+            ),
+            1,
+        );
+    }
+
+    /// A request passed through.
+    pub fn passed(&mut self) {
+        self.add(Key(Metric::Passthrough, None, "", ""), 1);
+    }
+
+    /// A body was classified, or could not be.
+    pub fn classified(&mut self, unclassifiable: Option<Reason>, occurrence: Occurrence) {
+        if let Some(reason) = unclassifiable {
+            self.add(Key(Metric::Unclassifiable, None, reason.label(), ""), 1);
+        }
+        match occurrence {
+            Occurrence::Single => {}
+            Occurrence::Duplicate => self.add(Key(Metric::DuplicateModel, None, "", ""), 1),
+            Occurrence::Ambiguous => self.add(Key(Metric::AmbiguousModel, None, "", ""), 1),
+        }
+    }
+
+    /// The host showed no body for a request that was held at its headers.
+    pub fn pause_ignored(&mut self) {
+        self.add(Key(Metric::PauseIgnored, None, "", ""), 1);
+    }
+
+    /// The upstream answered.
+    pub fn answered(&mut self, limit: LimitId, status: u16) {
+        let code = match status {
+            429 => "429",
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            500..=599 => "5xx",
+            _ => "other",
+        };
+        self.add(Key(Metric::UpstreamResponses, Some(limit.0), code, ""), 1);
+    }
+
+    fn add(&mut self, key: Key, offset: i64) {
+        if let Some(id) = self.id(key) {
+            host::add_to_metric(id, offset);
+        }
+    }
+
+    fn record(&mut self, key: Key, value: u64) {
+        if let Some(id) = self.id(key) {
+            host::record_metric(id, value);
+        }
+    }
+
+    fn id(&mut self, key: Key) -> Option<u32> {
+        if let Some(id) = self.ids.get(&key) {
+            return Some(*id);
+        }
+        let Key(metric, limit, first, second) = key;
+        let (name, kind, first_label, second_label) = metric.about();
+        let mut full = name.to_owned();
+        let limit = match (limit, metric) {
+            (Some(at), _) => self.names.get(at).map(String::as_str),
+            // A request that no limit took has the label all the same, so that sums over limits are complete.
+            (None, Metric::Requests) => Some("none"),
+            (None, _) => None,
+        };
+        for (label, value) in [
+            ("limit", limit),
+            (first_label, Some(first)),
+            (second_label, Some(second)),
+        ] {
+            if let (false, Some(value)) = (label.is_empty(), value) {
+                full.push('.');
+                full.push_str(label);
+                full.push('=');
+                full.push_str(value);
+                full.push(';');
+            }
+        }
+        let id = host::define_metric(kind, &full).ok()?;
+        self.ids.insert(key, id);
+        Some(id)
+    }
+}
+
+impl Observer for Metrics {
+    fn granted(&mut self, limit: LimitId, priority: Priority, waited: Micros) {
+        self.record(
+            Key(Metric::QueueTime, Some(limit.0), priority.name(), ""),
+            waited.as_millis(),
+        );
+    }
+
+    fn fell_back(&mut self, limit: LimitId) {
+        self.add(Key(Metric::Fallback, Some(limit.0), "", ""), 1);
+    }
+
+    fn queue_changed(&mut self, limit: LimitId, differences: [i64; LANES]) {
+        for (lane, difference) in Lane::ALL.into_iter().zip(differences) {
+            let key = match lane {
+                Lane::Queued(priority) => {
+                    Key(Metric::QueueLength, Some(limit.0), priority.name(), "")
+                }
+                Lane::Fallback(_) => Key(Metric::FallbackLength, Some(limit.0), "", ""),
+            };
+            self.add(key, difference);
+        }
+    }
+
+    fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
+        let phase: Phase = snapshot.retreat.phase();
+        for (metric, value) in [
+            (Metric::TokensAvailable, snapshot.available),
+            (Metric::TokenCapacity, snapshot.capacity),
+            (Metric::RetreatState, phase as u32),
+            (Metric::EffectiveRpm, snapshot.rate.as_rpm()),
+            (Metric::Upstream429Permille, snapshot.throttled_permille),
+        ] {
+            self.record(Key(metric, Some(limit.0), "", ""), u64::from(value));
+        }
+    }
+
+    fn retreat_changed(&mut self, limit: LimitId, transition: Transition) {
+        let name = self.names.get(limit.0).map_or("", String::as_str);
+        event!(
+            warn,
+            "retreat",
+            "limit": name,
+            "from": transition.from.name(),
+            "to": transition.to.name(),
+            "reason": transition.reason.words(),
+            "effective_rpm": transition.rate.to_string(),
+        );
+    }
+
+    fn store_failed(&mut self, limit: LimitId) {
+        self.add(Key(Metric::LedgerContended, Some(limit.0), "", ""), 1);
+    }
+
+    fn ledger_corrupt(&mut self, limit: LimitId) {
+        self.add(Key(Metric::LedgerCorrupt, Some(limit.0), "", ""), 1);
+        let name = self.names.get(limit.0).map_or("", String::as_str);
+        event!(
+            error,
+            "ledger_corrupt",
+            "limit": name,
+            "message": "the shared record could not be read and was begun anew with an empty bucket; \
+                        something else writes to keys that begin with nimgate/ in this vm_id",
+        );
+    }
+}

@@ -1,0 +1,190 @@
+//! One HTTP stream as the worker sees it: which configuration it came under, and how far it is.
+//!
+//! A stream is resumed or answered from a timer as often as from its own callbacks, so what both need lies here, behind
+//! a shared pointer, and not in the SDK's context.
+
+use super::host::{self, Map};
+use super::logging::event;
+use crate::classify::{BodyReader, Reason};
+use crate::config::Config;
+use crate::messages::Failed;
+use crate::outcome::Outcome;
+use crate::priority::Priority;
+use crate::scheduler::LimitSettings;
+use crate::units::{Instant, LimitId, Micros, RequestId};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// One plugin configuration in this VM: a root context, and what it was configured with.
+pub struct Plugin {
+    /// The root context's number.
+    pub context: u32,
+    /// The configuration.
+    pub config: Config,
+    /// For each limit of the configuration, its number in the scheduler.
+    pub limits: Vec<LimitId>,
+    /// For each limit, the upstream's key if one is configured.
+    pub keys: Vec<Option<String>>,
+    /// Whether the host shows bodies of requests that are held at their headers.
+    pub body_view: Cell<BodyView>,
+}
+
+/// Whether the host shows bodies of requests that are held at their headers
+/// (`allow_on_headers_stop_iteration: true`, Envoy 1.35 and later).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BodyView {
+    /// No body has been announced and shown, or failed to be, yet.
+    Unknown,
+    /// It does.
+    Shown,
+    /// It does not: such a request would wait for ever.
+    Hidden,
+}
+
+/// How far a stream is.
+pub enum State {
+    /// Nothing is decided.
+    New,
+    /// It passes through.
+    Passed,
+    /// Its body is being read; so many bytes have been.
+    Reading(Box<BodyReader>, usize),
+    /// It waits for a token of the configuration's limit with this number.
+    Waiting(usize),
+    /// It has its token and is on its way.
+    Granted(Granted),
+    /// It is answered, by the filter or with the filter's words.
+    Answered(Option<usize>, Outcome),
+    /// It is over and counted.
+    Over,
+}
+
+/// A request on its way to the upstream.
+#[derive(Clone, Copy)]
+pub struct Granted {
+    /// The number of its limit in the configuration.
+    pub limit: usize,
+    /// When it got its token.
+    pub at: Instant,
+    /// How long it waited.
+    pub waited: Micros,
+    /// Whether the upstream's answer has been taken in.
+    pub answered: bool,
+}
+
+/// A stream.
+pub struct Stream {
+    /// Its context's number.
+    pub id: u32,
+    /// The configuration it came under.
+    pub plugin: Rc<Plugin>,
+    /// How far it is.
+    pub state: RefCell<State>,
+    /// The level at which it is served.
+    pub priority: Cell<Priority>,
+    /// Whether the client sent `authorization`.
+    pub has_authorization: Cell<bool>,
+}
+
+impl Stream {
+    /// A stream of which nothing is known yet.
+    pub fn new(id: u32, plugin: Rc<Plugin>) -> Self {
+        Self {
+            id,
+            priority: Cell::new(plugin.config.priority.default),
+            plugin,
+            state: RefCell::new(State::New),
+            has_authorization: Cell::new(false),
+        }
+    }
+
+    /// The stream's identity for the core.
+    pub fn request(&self) -> RequestId {
+        RequestId(self.id)
+    }
+
+    /// The scheduler's number for a limit of the configuration.
+    pub fn limit(&self, at: usize) -> Option<LimitId> {
+        self.plugin.limits.get(at).copied()
+    }
+
+    /// The name of a limit of the configuration; empty for none.
+    pub fn limit_name(&self, at: Option<usize>) -> &str {
+        at.and_then(|at| self.plugin.config.limits.get(at))
+            .map_or("", |limit| &limit.name)
+    }
+
+    fn settings(&self, at: Option<usize>) -> Option<&LimitSettings> {
+        Some(&self.plugin.config.limits.get(at?)?.settings)
+    }
+
+    /// Moves to another state and returns the one before.
+    pub fn become_(&self, next: State) -> State {
+        self.state.replace(next)
+    }
+
+    /// Prepares the request for the upstream of its limit. The stream's own context must be in effect, and its headers
+    /// still be held.
+    pub fn go(&self, waited: Micros, now: Instant) {
+        let State::Waiting(limit) = *self.state.borrow() else {
+            return;
+        };
+        let name = self.limit_name(Some(limit));
+        let mut set = vec![("x-nimgate-limit", name.as_bytes().to_vec())];
+        match self.plugin.keys.get(limit) {
+            Some(Some(key)) => set.push(("authorization", format!("Bearer {key}").into_bytes())),
+            _ if !self.has_authorization.get() => {
+                set.push(("authorization", b"Bearer nvidia".to_vec()))
+            }
+            _ => {}
+        }
+        for (header, value) in set {
+            if let Err(refused) = host::set_header(Map::Request, header, &value) {
+                event!(error, "host_refused", "call": "set request header", "header": header, "status": refused.0);
+            }
+        }
+        self.become_(State::Granted(Granted {
+            limit,
+            at: now,
+            waited,
+            answered: false,
+        }));
+    }
+
+    /// Answers the request with the words for `outcome`. The stream's own context must be in effect.
+    pub fn refuse(&self, outcome: Outcome, retry_after_s: Option<u64>, reason: Option<Reason>) {
+        let limit = match *self.state.borrow() {
+            State::Waiting(limit) => Some(limit),
+            _ => None,
+        };
+        let Some(failure) = outcome.failure() else {
+            return;
+        };
+        let body = failure.body(&self.message(limit, outcome, reason));
+        let retry_after = retry_after_s.map(|secs| secs.to_string());
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(retry_after.as_deref().map(|secs| ("retry-after", secs)));
+        let details = format!("nimgate_{}", failure.code);
+        if let Err(refused) = host::reply(failure.status, &details, &headers, &body) {
+            event!(error, "host_refused", "call": "local reply", "status": refused.0);
+        }
+        self.become_(State::Answered(limit, outcome));
+    }
+
+    /// The sentence for a failure of this request.
+    pub fn message(
+        &self,
+        limit: Option<usize>,
+        outcome: Outcome,
+        reason: Option<Reason>,
+    ) -> String {
+        Failed {
+            outcome,
+            limit: self.limit_name(limit),
+            settings: self.settings(limit),
+            priority: self.priority.get(),
+            reason,
+        }
+        .message()
+    }
+}

@@ -1,0 +1,412 @@
+//! The state of one VM: the scheduler, the streams it holds, its timer and its wake-up queue.
+//!
+//! A VM has several root contexts: one for each listener's configuration, and while Envoy drains, those of old
+//! configurations too. All share one worker, so that the order among them is exact. The newest root context owns the
+//! timer and the wake-up queue; when it goes, another takes them over.
+//!
+//! The worker makes itself known to the others (a number, a queue) with its first metered request. The main thread's VM
+//! and the throw-away VM in which Envoy tries a configuration never have one, so they never count as workers.
+
+use super::host;
+use super::logging::event;
+use super::metrics::Metrics;
+use super::shared_data::{SharedData, next_number};
+use super::stream::{BodyView, Plugin, State, Stream};
+use crate::classify::{Classified, Verdict};
+use crate::ledger::{Snapshot, VERSION};
+use crate::outcome::Outcome;
+use crate::retreat::Answer;
+use crate::scheduler::{Action, Scheduler};
+use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
+use hashbrown::HashMap;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+thread_local! {
+    static WORKER: RefCell<Worker> = RefCell::new(Worker::default());
+}
+
+/// Runs `work` on the worker of this VM. Callbacks of one VM never overlap, so it is always free; were it not, `work`
+/// would not run rather than trap.
+pub fn with<T>(work: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    WORKER.with(|worker| {
+        worker
+            .try_borrow_mut()
+            .ok()
+            .map(|mut worker| work(&mut worker))
+    })
+}
+
+/// The state of one VM.
+#[derive(Default)]
+pub struct Worker {
+    scheduler: Scheduler,
+    /// The metrics of this worker.
+    pub metrics: Metrics,
+    me: Option<Identity>,
+    plugins: Vec<Rc<Plugin>>,
+    timer: Timer,
+    held: HashMap<RequestId, Rc<Stream>>,
+    watched: HashMap<RequestId, Watched>,
+}
+
+/// How the other workers know this one.
+struct Identity {
+    id: WorkerId,
+    queue_name: String,
+}
+
+#[derive(Default)]
+struct Timer {
+    root: u32,
+    armed_for: Option<Instant>,
+}
+
+/// A stream whose body was announced and not shown yet, in a VM where none has ever been.
+struct Watched {
+    stream: Rc<Stream>,
+    since: Instant,
+    /// What `request.total_size` says when no byte of the body has come.
+    size_of_head: u64,
+}
+
+impl Worker {
+    /// Takes up a plugin configuration; `plugin` makes it, given the numbers of its limits.
+    pub fn configure(
+        &mut self,
+        config: crate::config::Config,
+        make: impl FnOnce(crate::config::Config, Vec<LimitId>) -> Plugin,
+    ) -> Rc<Plugin> {
+        let now = host::now();
+        let limits = config
+            .limits
+            .iter()
+            .map(|limit| {
+                let id = self.scheduler.next_id(&limit.name);
+                self.metrics.name_limit(id, &limit.name);
+                self.metrics.show_limit(id);
+                self.scheduler.configure(
+                    &limit.name,
+                    limit.settings,
+                    now,
+                    &mut SharedData,
+                    &mut self.metrics,
+                )
+            })
+            .collect();
+        let plugin = Rc::new(make(config, limits));
+        self.forget(plugin.context);
+        self.plugins.push(Rc::clone(&plugin));
+        self.own_timer(plugin.context, plugin.context);
+        plugin
+    }
+
+    /// A root context is gone: another takes over what it owned.
+    pub fn forget(&mut self, context: u32) {
+        self.plugins.retain(|plugin| plugin.context != context);
+        if self.timer.root == context
+            && let Some(heir) = self.plugins.last().map(|plugin| plugin.context)
+        {
+            self.own_timer(heir, context);
+        }
+    }
+
+    /// A request is complete: asks for a token of the limit with number `at` in its configuration.
+    pub fn arrive(&mut self, stream: &Rc<Stream>, at: usize, current: u32) {
+        let Some(limit) = stream.limit(at) else {
+            return;
+        };
+        let me = self.introduce(current);
+        stream.become_(State::Waiting(at));
+        self.held.insert(stream.request(), Rc::clone(stream));
+        let actions = self.scheduler.arrive(
+            limit,
+            stream.request(),
+            stream.priority.get(),
+            me,
+            host::now(),
+            &mut SharedData,
+            &mut self.metrics,
+        );
+        self.carry_out(actions, current);
+        self.arm(current);
+    }
+
+    /// The timer fired, or another worker woke this one.
+    pub fn wake(&mut self, woken: bool, current: u32) {
+        if !woken && current != self.timer.root {
+            // A root context that no longer owns the timer still had it running.
+            let _ = host::set_timer(Micros::ZERO);
+        } else if !woken {
+            self.timer.armed_for = Some(Instant::ZERO);
+        }
+        let now = host::now();
+        if let Some(me) = self.me.as_ref().map(|me| me.id) {
+            let actions = self
+                .scheduler
+                .wake(woken, me, now, &mut SharedData, &mut self.metrics);
+            self.carry_out(actions, current);
+        }
+        self.check_watched(now, current);
+        self.arm(current);
+    }
+
+    /// The stream is gone. Answers how it ended, if it was metered.
+    pub fn gone(&mut self, stream: &Stream, current: u32) {
+        self.watched.remove(&stream.request());
+        let (limit, outcome) = match stream.become_(State::Over) {
+            State::Waiting(at) => (Some(at), Outcome::ClientLeft),
+            State::Granted(granted) => (Some(granted.limit), Outcome::Forwarded),
+            State::Answered(limit, outcome) => (limit, outcome),
+            State::New | State::Passed | State::Reading(..) | State::Over => return,
+        };
+        let limit = limit.and_then(|at| stream.limit(at));
+        self.metrics.ended(limit, stream.priority.get(), outcome);
+        if self.held.remove(&stream.request()).is_some()
+            && let Some(limit) = limit
+        {
+            self.scheduler.leave(limit, stream.request(), host::now());
+            self.arm(current);
+        }
+    }
+
+    /// Envoy answered a request that still waited: it leaves the queue.
+    pub fn dismiss(&mut self, stream: &Stream, at: usize, current: u32) {
+        if self.held.remove(&stream.request()).is_some()
+            && let Some(limit) = stream.limit(at)
+        {
+            self.scheduler.leave(limit, stream.request(), host::now());
+            self.arm(current);
+        }
+    }
+
+    /// The upstream answered.
+    pub fn answered(
+        &mut self,
+        limit: LimitId,
+        status: u16,
+        answer: Answer,
+        current: u32,
+    ) -> Option<Snapshot> {
+        self.metrics.answered(limit, status);
+        let snapshot = self.scheduler.answer(
+            limit,
+            answer,
+            host::now(),
+            &mut SharedData,
+            &mut self.metrics,
+        );
+        self.arm(current);
+        snapshot
+    }
+
+    /// A body was announced and has not been shown yet. As long as it is not known whether this host shows bodies at
+    /// all, such streams are watched.
+    pub fn watch(&mut self, stream: &Rc<Stream>, size_of_head: u64, current: u32) {
+        let watched = Watched {
+            stream: Rc::clone(stream),
+            since: host::now(),
+            size_of_head,
+        };
+        self.watched.insert(stream.request(), watched);
+        self.arm(current);
+    }
+
+    /// The host showed a body: streams of that configuration need not be watched any more.
+    pub fn body_shown(&mut self, plugin: &Plugin) {
+        if plugin.body_view.replace(BodyView::Shown) != BodyView::Shown {
+            self.watched
+                .retain(|_, watched| watched.stream.plugin.context != plugin.context);
+        }
+    }
+
+    /// Looks whether bytes of a watched stream's body have reached Envoy without being shown here. A slow client's have
+    /// not, so it is not mistaken for such a host.
+    fn check_watched(&mut self, now: Instant, current: u32) {
+        let hidden: Vec<Rc<Plugin>> = self
+            .watched
+            .values()
+            .filter(|watched| now.since(watched.since) >= WATCH_PATIENCE)
+            .filter(|watched| {
+                let size = host::on_behalf_of(watched.stream.id, current, || {
+                    host::property_u64("request\0total_size")
+                });
+                matches!(size, Ok(Some(size)) if size > watched.size_of_head)
+            })
+            .map(|watched| Rc::clone(&watched.stream.plugin))
+            .collect();
+        for plugin in hidden {
+            if plugin.body_view.replace(BodyView::Hidden) == BodyView::Hidden {
+                continue;
+            }
+            event!(
+                warn,
+                "pause_ignored",
+                "message": "this Envoy shows no body while a request is held at its headers, so requests can't be \
+                            classified by model; they follow on_unclassifiable. Set allow_on_headers_stop_iteration: \
+                            true in the Wasm plugin's configuration (Envoy 1.35 and later), or match by hosts or \
+                            clusters and set models: []",
+            );
+            let mut given_up = Vec::new();
+            self.watched.retain(|_, watched| {
+                let ours = watched.stream.plugin.context == plugin.context;
+                if ours {
+                    given_up.push(Rc::clone(&watched.stream));
+                }
+                !ours
+            });
+            for stream in given_up {
+                self.give_up(&stream, current);
+            }
+        }
+    }
+
+    /// Decides about a stream whose body will never be seen, on its behalf.
+    fn give_up(&mut self, stream: &Rc<Stream>, current: u32) {
+        let classified = match &mut *stream.state.borrow_mut() {
+            State::Reading(reader, _) => reader.give_up(&stream.plugin.config),
+            _ => return,
+        };
+        self.metrics.pause_ignored();
+        let passes = self.settle(stream, classified, current);
+        if passes {
+            let _ = host::on_behalf_of(stream.id, current, host::resume_request);
+        }
+    }
+
+    /// Acts on a verdict; answers whether the stream may go on at once. The caller lets it: from one of the stream's own
+    /// callbacks by what it returns, from elsewhere by resuming it.
+    pub fn settle(&mut self, stream: &Rc<Stream>, classified: Classified, current: u32) -> bool {
+        self.metrics
+            .classified(classified.unclassifiable, classified.occurrence);
+        match classified.verdict {
+            Verdict::Pass => {
+                self.metrics.passed();
+                stream.become_(State::Passed);
+                true
+            }
+            Verdict::Reject(reason) => {
+                let _ = host::on_behalf_of(stream.id, current, || {
+                    stream.refuse(Outcome::Unreadable, None, Some(reason));
+                });
+                false
+            }
+            Verdict::Meter(at) => {
+                self.arrive(stream, at, current);
+                stream.id == current && matches!(*stream.state.borrow(), State::Granted(_))
+            }
+        }
+    }
+
+    /// Carries out what the core decided. A stream in one of whose callbacks this happens is not resumed here: its
+    /// callback lets it go on.
+    fn carry_out(&mut self, actions: Vec<Action>, current: u32) {
+        let now = host::now();
+        for action in actions {
+            match action {
+                Action::Resume { request, waited } => {
+                    let Some(stream) = self.held.remove(&request) else {
+                        continue;
+                    };
+                    let resumed = host::on_behalf_of(stream.id, current, || {
+                        stream.go(waited, now);
+                        if stream.id == current {
+                            Ok(())
+                        } else {
+                            host::resume_request()
+                        }
+                    });
+                    if !matches!(resumed, Ok(Ok(()))) {
+                        event!(error, "host_refused", "call": "resume request");
+                    }
+                }
+                Action::Reply {
+                    request,
+                    outcome,
+                    retry_after_s,
+                } => {
+                    let Some(stream) = self.held.remove(&request) else {
+                        continue;
+                    };
+                    let _ = host::on_behalf_of(stream.id, current, || {
+                        stream.refuse(outcome, Some(retry_after_s), None);
+                    });
+                }
+                // A worker that can't be woken finds out by its own timer, a grace later.
+                Action::Wake(worker) => {
+                    let _ = host::enqueue(worker.0);
+                }
+            }
+        }
+    }
+
+    /// Arms the timer for the next thing due, or switches it off.
+    fn arm(&mut self, current: u32) {
+        let watch = self
+            .watched
+            .values()
+            .map(|watched| watched.since.after(WATCH_PATIENCE))
+            .min();
+        let now = host::now();
+        // What stays watched past its time is looked at again after a while.
+        let watch = watch.map(|at| {
+            if at > now {
+                at
+            } else {
+                now.after(WATCH_PATIENCE)
+            }
+        });
+        let next = self.scheduler.next_wakeup().into_iter().chain(watch).min();
+        if next == self.timer.armed_for {
+            return;
+        }
+        let period = match next {
+            Some(at) => at.since(now).max(Micros::from_millis(1)),
+            None => Micros::ZERO,
+        };
+        match host::on_behalf_of(self.timer.root, current, || host::set_timer(period)) {
+            Ok(Ok(())) => self.timer.armed_for = next,
+            _ => event!(error, "host_refused", "call": "set timer"),
+        }
+    }
+
+    /// Gives the timer, and the queue on which the others wake this worker, to the root context `root`.
+    fn own_timer(&mut self, root: u32, current: u32) {
+        if self.timer.root != 0 && self.timer.armed_for.is_some() && self.timer.root != current {
+            let _ = host::on_behalf_of(self.timer.root, current, || host::set_timer(Micros::ZERO));
+        }
+        self.timer = Timer {
+            root,
+            armed_for: None,
+        };
+        if let Some(me) = &self.me {
+            let _ = host::on_behalf_of(root, current, || host::register_queue(&me.queue_name));
+            self.arm(current);
+        }
+    }
+
+    /// Makes this worker known to the others, if it is not yet.
+    fn introduce(&mut self, current: u32) -> WorkerId {
+        if let Some(me) = &self.me {
+            return me.id;
+        }
+        let number = next_number(&format!("nimgate/{VERSION}/workers")).unwrap_or(0);
+        let queue_name = format!("nimgate/{VERSION}/wake/{number}");
+        let registered = host::on_behalf_of(self.timer.root, current, || {
+            host::register_queue(&queue_name)
+        });
+        let id = match registered {
+            Ok(Ok(token)) => WorkerId(token),
+            // It can't be woken then, but it must still not be taken for another worker.
+            _ => WorkerId(number | UNWAKEABLE),
+        };
+        self.me = Some(Identity { id, queue_name });
+        id
+    }
+}
+
+/// How long a body may be on its way before it is looked into whether the host hides it.
+const WATCH_PATIENCE: Micros = Micros::from_secs(1);
+
+/// Marks the number of a worker that has no queue. The host counts queues from 1, so no token reaches it.
+const UNWAKEABLE: u32 = 0x8000_0000;

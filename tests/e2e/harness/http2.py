@@ -1,0 +1,121 @@
+"""A cleartext HTTP/2 client on which a test controls every frame."""
+
+import socket
+
+import h2.config
+import h2.connection
+import h2.events
+
+from .client import CHAT
+from .waiting import HANG_GUARD_S
+
+_FRAME_OF_ONE_BYTE = b"\x00\x00\x01\x00\x00"
+_SEND_AT_ONCE = 4096
+
+
+class Http2:
+    """One connection with prior knowledge of HTTP/2."""
+
+    def __init__(self, port: int) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=HANG_GUARD_S)
+        self._state = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+        )
+        self._statuses: dict[int, int] = {}
+        self._ended: set[int] = set()
+        self.is_closed = False
+        self._state.initiate_connection()
+        self._flush()
+
+    def __enter__(self) -> "Http2":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(
+        self,
+        body: bytes = b"",
+        headers: list[tuple[str, str]] | None = None,
+        body_follows: bool = False,
+        path: str = CHAT,
+    ) -> int:
+        """Sends the headers and body of one request, and returns its stream."""
+        stream = self._state.get_next_available_stream_id()
+        self._state.send_headers(
+            stream,
+            [
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":authority", "localhost"),
+                (":path", path),
+                ("content-type", "application/json"),
+                *(headers or []),
+            ],
+            end_stream=not body and not body_follows,
+        )
+        if body:
+            self._state.send_data(stream, body, end_stream=not body_follows)
+        self._flush()
+        return stream
+
+    def reset(self, stream: int) -> None:
+        self._state.reset_stream(stream, error_code=8)
+        self._flush()
+
+    def send_in_frames_of_one_byte(self, stream: int, body: bytes) -> None:
+        """Sends the body as the most frames it can be cut into, and ends the stream.
+
+        The frames are written by hand: the library would take longer than Envoy does.
+        """
+        while self._window(stream) < len(body):
+            self._receive()
+        identifier = stream.to_bytes(4, "big")
+        prefix = _FRAME_OF_ONE_BYTE + identifier
+        for start in range(0, len(body), _SEND_AT_ONCE):
+            piece = body[start : start + _SEND_AT_ONCE]
+            self._sock.sendall(b"".join(prefix + bytes([byte]) for byte in piece))
+        self._sock.sendall(b"\x00\x00\x00\x00\x01" + identifier)
+
+    def status(self, stream: int) -> int | None:
+        """Reads to the end of a stream; its status, or None if it was reset or cut off."""
+        while stream not in self._ended and not self.is_closed:
+            self._receive()
+        return self._statuses.get(stream)
+
+    def wait_closed(self) -> None:
+        """Reads until the other side closes the connection."""
+        while not self.is_closed:
+            self._receive()
+
+    def send_raw(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _window(self, stream: int) -> int:
+        return self._state.local_flow_control_window(stream)
+
+    def _receive(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.is_closed = True
+            return
+        for event in self._state.receive_data(data):
+            if isinstance(event, h2.events.ResponseReceived):
+                headers = dict(event.headers)
+                self._statuses[event.stream_id] = int(headers[":status"])
+            elif isinstance(event, h2.events.DataReceived):
+                self._state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                self._ended.add(event.stream_id)
+        self._flush()
+
+    def _flush(self) -> None:
+        data = self._state.data_to_send()
+        if data:
+            self._sock.sendall(data)

@@ -1,0 +1,38 @@
+"""Builders for plugin configurations and request bodies, in the configuration table's words."""
+
+import json
+from typing import Any
+
+# Fast enough that a token is always there: for tests that are not about waiting.
+FAST_RPM = 6000
+
+
+def limit(name: str, models: list[str] | None = None, **fields: Any) -> dict[str, Any]:
+    """One entry of `limits`; matches models `<name>/*` unless told otherwise, and is fast."""
+    entry: dict[str, Any] = {"name": name, "models": models or [f"{name}/*"]}
+    if models == []:
+        del entry["models"]
+    entry["rate_rpm"] = FAST_RPM
+    entry.update(fields)
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def one_token(name: str, seconds_per_token: float = 60.0, **fields: Any) -> dict[str, Any]:
+    """A limit whose bucket holds a single token that takes `seconds_per_token` to come back."""
+    rate = max(1, round(60 / seconds_per_token))
+    return limit(name, **{"rate_rpm": rate, "bucket_capacity": 1, **fields})
+
+
+def configuration(*limits: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """A whole plugin configuration."""
+    return {"limits": list(limits), **fields}
+
+
+def chat(model: str, **fields: Any) -> dict[str, Any]:
+    """The JSON of a chat completion request."""
+    return {"model": model, "messages": [{"role": "user", "content": "hello"}], **fields}
+
+
+def encode(value: Any) -> bytes:
+    """JSON as most clients write it: compact, UTF-8."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,60 @@
+"""Where the programs under test are, and what to say when one is missing.
+
+`scripts/test` names them in the environment. A suite started by hand looks in the places where the
+project's own scripts put them. A missing program is a failure and never a skipped test, because a
+check that did not run proves nothing.
+"""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+class MissingProgram(AssertionError):
+    """A program that the suite needs is not there; the message says how to get it."""
+
+
+def wasm_module() -> Path:
+    return _find(
+        "NIMGATE_WASM",
+        "the filter nimgate.wasm",
+        [REPOSITORY / "target/wasm32-unknown-unknown/release/nimgate.wasm"],
+        "run scripts/build",
+    )
+
+
+def envoy_binary() -> Path:
+    installed = sorted(
+        REPOSITORY.glob(".tools/**/site-packages/envoy/_bin/envoy"),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    named = [Path(os.environ["ENVOY_PATH"])] if os.environ.get("ENVOY_PATH") else []
+    return _find("NIMGATE_ENVOY", "an Envoy binary", named + installed, "run scripts/test")
+
+
+def fake_nvidia() -> Path:
+    return _find(
+        "NIMGATE_FAKE",
+        "the fake upstream fake-nvidia",
+        [REPOSITORY / "target/release/fake-nvidia", REPOSITORY / "target/debug/fake-nvidia"],
+        "run cargo build -p fake-nvidia",
+    )
+
+
+def _find(variable: str, what: str, usual_places: list[Path], remedy: str) -> Path:
+    named = os.environ.get(variable)
+    if named:
+        path = Path(named).resolve()
+        if path.is_file():
+            return path
+        raise MissingProgram(f"{variable} names {what} as {named}, but there is no such file")
+    for path in usual_places:
+        if path.is_file():
+            return path
+    looked = ", ".join(str(path) for path in usual_places) or "the project's tool directory"
+    raise MissingProgram(
+        f"{what} was not found: {variable} is not set and it is not in {looked}; {remedy}, "
+        f"or set {variable}"
+    )

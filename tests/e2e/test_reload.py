@@ -1,0 +1,153 @@
+"""A new configuration loses nothing: no request, no token, nobody's place in the queue."""
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from harness.gate import Gate, running_gate
+from harness.nimgate import FAST_RPM, configuration, limit, one_token
+from harness.shipped import Options
+from harness.waiting import wait_until
+
+RELOADS = 20
+SENDERS = 8
+
+
+every_concurrency = pytest.mark.parametrize(
+    "gate", [1, 2, 4], ids="{} workers".format, indirect=True
+)
+
+
+@pytest.fixture
+def gate(request):
+    """A fresh Envoy for each test, since reloads leave traces."""
+    workers = getattr(request, "param", 2)
+    options = Options(plugin=configuration(one_token("nvidia")), concurrency=workers)
+    with running_gate(options) as gate:
+        yield gate
+
+
+@pytest.fixture
+def fast(gate: Gate):
+    assert gate.envoy.reload(configuration(limit("nvidia", rate_rpm=6000)))
+    return gate
+
+
+@every_concurrency
+def test_twenty_reloads_under_load_lose_nothing(fast: Gate):
+    gate = fast
+    stop = threading.Event()
+    answers: list[tuple[str, int]] = []
+
+    def send() -> None:
+        while not stop.is_set():
+            model = gate.model("nvidia")
+            answers.append((model, gate.client.chat(model).status))
+
+    threads = [threading.Thread(target=send) for _ in range(SENDERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(RELOADS):
+            # Each differs from the one before, or Envoy would see nothing to do.
+            entry = limit("nvidia", rate_rpm=FAST_RPM - number, request_timeout_s=100 + number)
+            assert gate.envoy.reload(configuration(entry))
+            seen = len(answers)
+            wait_until(lambda: len(answers) >= seen + SENDERS, "requests go on")  # noqa: B023
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+    assert [entry for entry in answers if entry[1] != 200] == []
+    received = [record.model for record in gate.fake.requests()]
+    assert sorted(received) == sorted(model for model, _ in answers)
+    assert gate.envoy.requests_total("nvidia", outcome="forwarded") == len(answers)
+
+
+@every_concurrency
+def test_twenty_reloads_keep_those_who_wait(gate: Gate):
+    gate.empty_bucket("nvidia")
+    with gate.holding("nvidia", 6) as held:
+        for number in range(RELOADS):
+            assert gate.envoy.reload(
+                configuration(one_token("nvidia", request_timeout_s=100 + number))
+            )
+        assert gate.envoy.queue_length("nvidia") == 6
+        assert gate.envoy.reload(configuration(limit("nvidia")))
+        assert [connection.answer().status for connection in held] == [200] * 6
+    gate.wait_for_queue("nvidia", 0)
+    assert len(gate.fake.requests()) == 7
+
+
+def test_waiting_request_gets_the_new_shorter_deadline(gate: Gate):
+    gate.empty_bucket("nvidia")
+    with gate.holding("nvidia", 2) as held:
+        assert gate.envoy.reload(configuration(one_token("nvidia", request_timeout_s=1)))
+        for connection in held:
+            answer = connection.answer()
+            assert answer.status == 429
+            assert answer.error["type"] == "RateLimitedError"
+
+
+def test_waiting_request_gets_the_new_longer_deadline(gate: Gate):
+    assert gate.envoy.reload(configuration(one_token("nvidia", request_timeout_s=4)))
+    gate.empty_bucket("nvidia")
+    with gate.holding("nvidia", 1) as (connection,):
+        started = time.monotonic()
+        assert gate.envoy.reload(configuration(one_token("nvidia", request_timeout_s=100)))
+        wait_until(lambda: time.monotonic() > started + 4.5, "the old deadline passes")
+        assert gate.envoy.queue_length("nvidia") == 1
+        assert gate.envoy.reload(configuration(limit("nvidia")))
+        assert connection.answer().status == 200
+
+
+def test_bucket_is_not_filled_by_a_reload(gate: Gate):
+    gate.empty_bucket("nvidia")
+    for number in range(3):
+        entry = one_token("nvidia", request_timeout_s=100 + number)
+        assert gate.envoy.reload(configuration(entry))
+    with gate.holding("nvidia", 1):
+        assert len(gate.fake.requests()) == 1
+
+
+def test_a_larger_bucket_starts_with_the_tokens_there_were(gate: Gate):
+    gate.empty_bucket("nvidia")
+    assert gate.envoy.reload(configuration(one_token("nvidia", bucket_capacity=10)))
+    with gate.holding("nvidia", 2):
+        assert len(gate.fake.requests()) == 1
+
+
+def test_retreat_outlives_a_reload(fast: Gate):
+    gate = fast
+    throttled = {"x-fake-status": "429"}
+    futures = [gate.client.start_chat(gate.model("nvidia"), headers=throttled) for _ in range(20)]
+    assert {future.result().status for future in futures} == {429}
+    wait_until(lambda: gate.envoy.metric("nimgate_retreat_state"), "the limit retreats")
+    slowed = gate.envoy.metric("nimgate_effective_rpm", limit="nvidia")
+    assert slowed < 6000
+    assert gate.envoy.reload(configuration(limit("nvidia", request_timeout_s=99)))
+    assert gate.client.chat(gate.model("nvidia")).status == 200
+    assert gate.envoy.metric("nimgate_effective_rpm", limit="nvidia") < 6000
+
+
+def test_request_of_a_limit_that_is_gone_is_answered(gate: Gate):
+    """Its rules are gone; it must not be."""
+    assert gate.envoy.reload(configuration(one_token("nvidia", request_timeout_s=5)))
+    gate.empty_bucket("nvidia")
+    with gate.holding("nvidia", 2) as held:
+        assert gate.envoy.reload(configuration(limit("another")))
+        assert {connection.answer().status for connection in held} <= {200, 429}
+    wait_until(lambda: gate.envoy.queue_length("nvidia") == 0, "nobody waits")
+
+
+def test_new_limit_takes_over_at_once(gate: Gate):
+    for number in itertools.count():
+        name = f"limit-{number}"
+        assert gate.envoy.reload(configuration(one_token("nvidia"), limit(name)))
+        assert gate.client.chat(gate.model(name)).status == 200
+        wait_until(lambda: gate.envoy.requests_total(name) == 1, "it is metered")  # noqa: B023
+        if number == 2:
+            return
