@@ -36,20 +36,12 @@ pub struct Bucket {
 impl Bucket {
     /// A bucket with `tokens` tokens in it.
     pub fn with_tokens(tokens: u32, now: Instant) -> Self {
-        Self {
-            level: units(tokens),
-            updated_at: now,
-            ready_since: now,
-        }
+        Self { level: units(tokens), updated_at: now, ready_since: now }
     }
 
     /// A bucket from its stored parts.
     pub(crate) fn from_parts(level: u64, updated_at: Instant, ready_since: Instant) -> Self {
-        Self {
-            level,
-            updated_at,
-            ready_since,
-        }
+        Self { level, updated_at, ready_since }
     }
 
     /// The stored parts: level in units, time of the last refill, time since which a token has been there.
@@ -68,10 +60,7 @@ impl Bucket {
             if !was_ready {
                 self.ready_since = self.updated_at.after(self.until(flow, TOKEN));
             }
-            let earned = now
-                .since(self.updated_at)
-                .get()
-                .saturating_mul(u64::from(flow.rate.get()));
+            let earned = now.since(self.updated_at).get().saturating_mul(u64::from(flow.rate.get()));
             self.level = self.level.saturating_add(earned);
             self.updated_at = now;
         } else if self.updated_at.since(now) > CLOCK_STEP_MAX {
@@ -94,9 +83,7 @@ impl Bucket {
                 }
                 Ok(())
             }
-            None => Err(NotUntil {
-                at: self.ready_at(flow),
-            }),
+            None => Err(NotUntil { at: self.ready_at(flow) }),
         }
     }
 
@@ -117,8 +104,7 @@ impl Bucket {
 
     /// When the bucket is full, if nothing is taken.
     pub fn full_at(&self, flow: Flow) -> Instant {
-        self.updated_at
-            .after(self.until(flow, units(flow.capacity)))
+        self.updated_at.after(self.until(flow, units(flow.capacity)))
     }
 
     /// When the `n`-th token from now is there, if all before it are taken as they come.
@@ -156,10 +142,7 @@ mod tests {
     #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
-    const FLOW: Flow = Flow {
-        rate: MilliRpm::from_rpm(40),
-        capacity: 4,
-    };
+    const FLOW: Flow = Flow { rate: MilliRpm::from_rpm(40), capacity: 4 };
 
     fn at(micros: u64) -> Instant {
         Instant::from_micros(10_000_000 + micros)
@@ -187,10 +170,7 @@ mod tests {
 
     #[test]
     fn fine_refills_lose_nothing() {
-        let flow = Flow {
-            rate: MilliRpm::new(7),
-            capacity: 3,
-        };
+        let flow = Flow { rate: MilliRpm::new(7), capacity: 3 };
         let mut fine = Bucket::with_tokens(0, at(0));
         for step in 1..=100_000 {
             fine.refill(flow, at(step * 37));
@@ -219,13 +199,7 @@ mod tests {
     #[test]
     fn a_smaller_capacity_cuts_what_no_longer_fits() {
         let mut bucket = Bucket::with_tokens(4, at(0));
-        bucket.refill(
-            Flow {
-                capacity: 1,
-                ..FLOW
-            },
-            at(1),
-        );
+        bucket.refill(Flow { capacity: 1, ..FLOW }, at(1));
         assert_eq!(bucket.available(), 1);
     }
 }

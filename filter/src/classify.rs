@@ -94,37 +94,25 @@ pub struct Classified {
 
 impl Classified {
     const fn certain(verdict: Verdict) -> Self {
-        Self {
-            verdict,
-            unclassifiable: None,
-            occurrence: Occurrence::Single,
-        }
+        Self { verdict, unclassifiable: None, occurrence: Occurrence::Single }
     }
 }
 
 /// Decides what the headers alone can decide.
 pub fn at_head(config: &Config, head: &Head<'_>) -> AtHead {
-    let path = config
-        .limits
-        .iter()
-        .any(|limit| !limit.paths.is_empty())
-        .then(|| path::normalise(head.path));
+    let path = config.limits.iter().any(|limit| !limit.paths.is_empty()).then(|| path::normalise(head.path));
     let on_path = |limit: &LimitConfig| match &path {
         Some(path) if !limit.paths.is_empty() => limit.paths.iter().any(|glob| glob.matches(path)),
         _ => true,
     };
-    let claimed = config.limits.iter().position(|limit| {
-        on_path(limit) && (matches_cluster(limit, head) || matches_host(limit, head))
-    });
+    let claimed = config
+        .limits
+        .iter()
+        .position(|limit| on_path(limit) && (matches_cluster(limit, head) || matches_host(limit, head)));
     // The first match wins, so only limits before the claiming one can still take the request by its body.
     let before = claimed.unwrap_or(config.limits.len());
     let eligible: Vec<usize> = (0..before)
-        .filter(|at| {
-            config
-                .limits
-                .get(*at)
-                .is_some_and(|limit| !limit.models.is_empty() && on_path(limit))
-        })
+        .filter(|at| config.limits.get(*at).is_some_and(|limit| !limit.models.is_empty() && on_path(limit)))
         .collect();
     let otherwise = claimed.map_or(Verdict::Pass, Verdict::Meter);
     if head.ends_here || eligible.is_empty() || head.content_type.is_some_and(is_never_json) {
@@ -174,22 +162,13 @@ impl BodyReader {
         if self.compressed {
             return false;
         }
-        let Self {
-            scanner,
-            eligible,
-            matched,
-            first,
-            occurrence,
-            ..
-        } = self;
+        let Self { scanner, eligible, matched, first, occurrence, .. } = self;
         scanner.feed(piece, &mut |model| {
             let by_model = eligible.iter().copied().find(|at| {
-                config.limits.get(*at).is_some_and(|limit| {
-                    limit
-                        .models
-                        .iter()
-                        .any(|glob| glob.matches(model.as_bytes()))
-                })
+                config
+                    .limits
+                    .get(*at)
+                    .is_some_and(|limit| limit.models.iter().any(|glob| glob.matches(model.as_bytes())))
             });
             *matched = match (*matched, by_model) {
                 (Some(before), Some(now)) => Some(before.min(now)),
@@ -212,16 +191,9 @@ impl BodyReader {
 
     /// The body is complete: decides.
     pub fn finish(&mut self, config: &Config) -> Classified {
-        let unreadable = if self.compressed {
-            Some(Reason::Compressed)
-        } else {
-            self.scanner.finish().err().map(Reason::Body)
-        };
-        let unreadable = if self.spoilt {
-            Some(Reason::BodyHidden)
-        } else {
-            unreadable
-        };
+        let unreadable =
+            if self.compressed { Some(Reason::Compressed) } else { self.scanner.finish().err().map(Reason::Body) };
+        let unreadable = if self.spoilt { Some(Reason::BodyHidden) } else { unreadable };
         // A body of nothing is no body; one that neither says nor looks like JSON is someone else's.
         let harmless = match unreadable {
             Some(Reason::Body(Unreadable::Empty)) => true,
@@ -229,28 +201,19 @@ impl BodyReader {
             _ => false,
         };
         let (verdict, unclassifiable) = match (self.matched.or(self.claimed), unreadable) {
-            (Some(limit), reason) => (
-                Verdict::Meter(limit),
-                reason.filter(|_| self.matched.is_none()),
-            ),
+            (Some(limit), reason) => (Verdict::Meter(limit), reason.filter(|_| self.matched.is_none())),
             (None, None) => (Verdict::Pass, None),
             (None, Some(_)) if harmless => (Verdict::Pass, None),
             (None, Some(reason)) => (self.unclassifiable(config, reason), Some(reason)),
         };
-        Classified {
-            verdict,
-            unclassifiable,
-            occurrence: self.occurrence,
-        }
+        Classified { verdict, unclassifiable, occurrence: self.occurrence }
     }
 
     /// The body will never be seen: decides without it.
     pub fn give_up(&mut self, config: &Config) -> Classified {
         let reason = Reason::BodyHidden;
         Classified {
-            verdict: self
-                .claimed
-                .map_or_else(|| self.unclassifiable(config, reason), Verdict::Meter),
+            verdict: self.claimed.map_or_else(|| self.unclassifiable(config, reason), Verdict::Meter),
             unclassifiable: Some(reason),
             occurrence: Occurrence::Single,
         }
@@ -266,8 +229,7 @@ impl BodyReader {
 }
 
 fn matches_cluster(limit: &LimitConfig, head: &Head<'_>) -> bool {
-    head.cluster
-        .is_some_and(|cluster| limit.clusters.iter().any(|name| name.as_bytes() == cluster))
+    head.cluster.is_some_and(|cluster| limit.clusters.iter().any(|name| name.as_bytes() == cluster))
 }
 
 fn matches_host(limit: &LimitConfig, head: &Head<'_>) -> bool {
@@ -275,10 +237,7 @@ fn matches_host(limit: &LimitConfig, head: &Head<'_>) -> bool {
         return false;
     }
     let bare = without_port(head.authority);
-    limit
-        .hosts
-        .iter()
-        .any(|glob| glob.matches(bare) || glob.matches(head.authority))
+    limit.hosts.iter().any(|glob| glob.matches(bare) || glob.matches(head.authority))
 }
 
 /// The host without port and without the dot that may end a full domain name.
@@ -286,16 +245,10 @@ fn without_port(authority: &[u8]) -> &[u8] {
     let host = match authority.iter().rposition(|byte| *byte == b':') {
         // In `[::1]:80` only the colon behind the bracket begins a port, in a bare `::1` none does.
         Some(colon) => {
-            let (host, port) = authority
-                .split_at_checked(colon)
-                .unwrap_or((authority, b""));
+            let (host, port) = authority.split_at_checked(colon).unwrap_or((authority, b""));
             let is_port = port.iter().skip(1).all(u8::is_ascii_digit);
             let is_bare_ipv6 = host.contains(&b':') && !host.ends_with(b"]");
-            if is_port && !is_bare_ipv6 {
-                host
-            } else {
-                authority
-            }
+            if is_port && !is_bare_ipv6 { host } else { authority }
         }
         None => authority,
     };
@@ -304,17 +257,11 @@ fn without_port(authority: &[u8]) -> &[u8] {
 
 /// The type and subtype, without parameters and surrounding space.
 fn essence(content_type: &[u8]) -> &[u8] {
-    content_type
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii()
+    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
 fn starts_with(essence: &[u8], prefix: &str) -> bool {
-    essence
-        .get(..prefix.len())
-        .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+    essence.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 /// Forms and octet streams are never JSON; their bytes are not even looked at.
@@ -322,27 +269,20 @@ fn is_never_json(content_type: &[u8]) -> bool {
     let essence = essence(content_type);
     // Envoy joins repeated headers with commas; a list proves nothing about the body.
     let is_one = !content_type.contains(&b',');
-    is_one
-        && (starts_with(essence, "multipart/")
-            || essence.eq_ignore_ascii_case(b"application/octet-stream"))
+    is_one && (starts_with(essence, "multipart/") || essence.eq_ignore_ascii_case(b"application/octet-stream"))
 }
 
 /// Whether the type says JSON.
 fn is_json(content_type: &[u8]) -> bool {
     let essence = essence(content_type);
-    let suffix = essence
-        .len()
-        .checked_sub(4)
-        .and_then(|at| essence.get(at..));
+    let suffix = essence.len().checked_sub(4).and_then(|at| essence.get(at..));
     suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case(b"json"))
 }
 
 /// Images, sound and the like: where they can't be looked into, they are taken at their word.
 fn is_media(content_type: &[u8]) -> bool {
     let essence = essence(content_type);
-    ["image/", "audio/", "video/", "font/"]
-        .iter()
-        .any(|prefix| starts_with(essence, prefix))
+    ["image/", "audio/", "video/", "font/"].iter().any(|prefix| starts_with(essence, prefix))
 }
 
 fn is_compressed(content_encoding: &[u8]) -> bool {

@@ -26,11 +26,7 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() {
-            f.write_str(&self.problem)
-        } else {
-            write!(f, "{}: {}", self.path, self.problem)
-        }
+        if self.path.is_empty() { f.write_str(&self.problem) } else { write!(f, "{}: {}", self.path, self.problem) }
     }
 }
 
@@ -142,10 +138,7 @@ impl Config {
             None => vec![raw::Limit::named("nvidia")],
         };
         if limits.is_empty() {
-            return Err(wrong(
-                "limits",
-                "must hold at least one limit; leave it out for the default one",
-            ));
+            return Err(wrong("limits", "must hold at least one limit; leave it out for the default one"));
         }
         let mut checked: Vec<LimitConfig> = Vec::with_capacity(limits.len());
         for (at, limit) in limits.into_iter().enumerate() {
@@ -154,10 +147,7 @@ impl Config {
             if checked.iter().any(|other| other.name == limit.name) {
                 return Err(wrong(
                     &format!("{path}.name"),
-                    &format!(
-                        "\"{}\" is the name of an earlier limit; each needs its own",
-                        limit.name
-                    ),
+                    &format!("\"{}\" is the name of an earlier limit; each needs its own", limit.name),
                 ));
             }
             checked.push(limit);
@@ -183,9 +173,7 @@ impl Config {
 
 fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> {
     let field = |name: &str| format!("{path}.{name}");
-    let name = raw
-        .name
-        .ok_or_else(|| wrong(&field("name"), "is missing; each limit needs a name"))?;
+    let name = raw.name.ok_or_else(|| wrong(&field("name"), "is missing; each limit needs a name"))?;
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name_byte) {
         return Err(wrong(
             &field("name"),
@@ -199,64 +187,27 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
     let paths = globs(raw.paths, &field("paths"))?.unwrap_or_default();
     let clusters = raw.clusters.unwrap_or_default();
     if models.is_empty() && hosts.is_empty() && clusters.is_empty() {
-        return Err(wrong(
-            path,
-            "can never match: `models`, `hosts` and `clusters` are all empty",
-        ));
+        return Err(wrong(path, "can never match: `models`, `hosts` and `clusters` are all empty"));
     }
-    let rate_rpm = whole(
-        raw.rate_rpm,
-        &field("rate_rpm"),
-        1,
-        RATE_RPM_MAX,
-        RATE_RPM_DEFAULT,
-    )?;
+    let rate_rpm = whole(raw.rate_rpm, &field("rate_rpm"), 1, RATE_RPM_MAX, RATE_RPM_DEFAULT)?;
     let capacity_default = (rate_rpm / 10).max(1);
-    let capacity = whole(
-        raw.bucket_capacity,
-        &field("bucket_capacity"),
-        1,
-        RATE_RPM_MAX,
-        capacity_default,
-    )?;
-    let queue_max = whole(
-        raw.queue_max_size,
-        &field("queue_max_size"),
-        0,
-        QUEUE_MAX_MAX,
-        1_000,
-    )?;
-    let low = seconds(
-        raw.low_priority_timeout_s,
-        &field("low_priority_timeout_s"),
-        30,
-    )?;
+    let capacity = whole(raw.bucket_capacity, &field("bucket_capacity"), 1, RATE_RPM_MAX, capacity_default)?;
+    let queue_max = whole(raw.queue_max_size, &field("queue_max_size"), 0, QUEUE_MAX_MAX, 1_000)?;
+    let low = seconds(raw.low_priority_timeout_s, &field("low_priority_timeout_s"), 30)?;
     let others = seconds(raw.request_timeout_s, &field("request_timeout_s"), 120)?;
     let aging = match raw.aging_s {
         Some(aging) => Some(seconds(Some(aging), &field("aging_s"), 0)?),
         None => None,
     };
     let retreat = raw.retreat.unwrap_or_default();
-    let floor_rpm = whole(
-        retreat.floor_rpm,
-        &field("retreat.floor_rpm"),
-        1,
-        RATE_RPM_MAX,
-        1,
-    )?;
+    let floor_rpm = whole(retreat.floor_rpm, &field("retreat.floor_rpm"), 1, RATE_RPM_MAX, 1)?;
     if floor_rpm > rate_rpm {
         return Err(wrong(
             &field("retreat.floor_rpm"),
             &format!("must not be above rate_rpm ({rate_rpm}), got {floor_rpm}"),
         ));
     }
-    let retry_after_max = whole(
-        retreat.retry_after_max_s,
-        &field("retreat.retry_after_max_s"),
-        0,
-        TIMEOUT_S_MAX,
-        300,
-    )?;
+    let retry_after_max = whole(retreat.retry_after_max_s, &field("retreat.retry_after_max_s"), 0, TIMEOUT_S_MAX, 300)?;
     Ok(LimitConfig {
         key: check_key(raw.upstream_api_key, raw.upstream_api_key_env, path)?,
         name,
@@ -278,34 +229,23 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
                 },
             },
             patience: Patience { low, others },
-            may_fall_back: matches!(
-                raw.queue_full_policy,
-                Some(raw::QueueFullPolicy::Passthrough)
-            ),
+            may_fall_back: matches!(raw.queue_full_policy, Some(raw::QueueFullPolicy::Passthrough)),
         },
     })
 }
 
-fn check_key(
-    inline: Option<String>,
-    env: Option<String>,
-    path: &str,
-) -> Result<KeySource, ConfigError> {
+fn check_key(inline: Option<String>, env: Option<String>, path: &str) -> Result<KeySource, ConfigError> {
     match (inline, env) {
         (Some(_), Some(_)) => Err(wrong(
             &format!("{path}.upstream_api_key_env"),
             "can't be given together with upstream_api_key; choose one",
         )),
         (Some(key), None) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            Err(wrong(
-                &format!("{path}.upstream_api_key"),
-                "must be a key of visible ASCII characters without spaces",
-            ))
+            Err(wrong(&format!("{path}.upstream_api_key"), "must be a key of visible ASCII characters without spaces"))
         }
-        (None, Some(name)) if name.is_empty() || name.contains(['=', '\0']) => Err(wrong(
-            &format!("{path}.upstream_api_key_env"),
-            "must be the name of an environment variable",
-        )),
+        (None, Some(name)) if name.is_empty() || name.contains(['=', '\0']) => {
+            Err(wrong(&format!("{path}.upstream_api_key_env"), "must be the name of an environment variable"))
+        }
         (Some(key), None) => Ok(KeySource::Inline(key)),
         (None, Some(name)) => Ok(KeySource::Env(name)),
         (None, None) => Ok(KeySource::Client),
@@ -313,16 +253,10 @@ fn check_key(
 }
 
 fn check_priority(raw: raw::PriorityFields) -> Result<PriorityConfig, ConfigError> {
-    let header = raw
-        .header
-        .unwrap_or_else(|| "x-priority".to_owned())
-        .to_ascii_lowercase();
+    let header = raw.header.unwrap_or_else(|| "x-priority".to_owned()).to_ascii_lowercase();
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if header.is_empty() || header.len() > NAME_BYTES_MAX || !header.bytes().all(token) {
-        return Err(wrong(
-            "priority.header",
-            "must be the name of an HTTP header",
-        ));
+        return Err(wrong("priority.header", "must be the name of an HTTP header"));
     }
     if header.starts_with("x-nimgate-") {
         return Err(wrong(
@@ -332,15 +266,8 @@ fn check_priority(raw: raw::PriorityFields) -> Result<PriorityConfig, ConfigErro
     }
     let level = |value: Option<String>, field: &str, default| match value {
         None => Ok(default),
-        Some(text) => Priority::parse(text.as_bytes()).ok_or_else(|| {
-            wrong(
-                field,
-                &format!(
-                    "must be urgent, high, normal or low, got \"{}\"",
-                    shown(&text)
-                ),
-            )
-        }),
+        Some(text) => Priority::parse(text.as_bytes())
+            .ok_or_else(|| wrong(field, &format!("must be urgent, high, normal or low, got \"{}\"", shown(&text)))),
     };
     Ok(PriorityConfig {
         header,
@@ -352,13 +279,7 @@ fn check_priority(raw: raw::PriorityFields) -> Result<PriorityConfig, ConfigErro
 fn globs(raw: Option<Vec<String>>, path: &str) -> Result<Option<Vec<Glob>>, ConfigError> {
     let Some(patterns) = raw else { return Ok(None) };
     if patterns.len() > PATTERNS_MAX {
-        return Err(wrong(
-            path,
-            &format!(
-                "must hold at most {PATTERNS_MAX} patterns, got {}",
-                patterns.len()
-            ),
-        ));
+        return Err(wrong(path, &format!("must hold at most {PATTERNS_MAX} patterns, got {}", patterns.len())));
     }
     patterns
         .into_iter()
@@ -376,24 +297,13 @@ fn globs(raw: Option<Vec<String>>, path: &str) -> Result<Option<Vec<Glob>>, Conf
         .map(Some)
 }
 
-fn whole(
-    raw: Option<raw::Number>,
-    path: &str,
-    min: u32,
-    max: u32,
-    default: u32,
-) -> Result<u32, ConfigError> {
+fn whole(raw: Option<raw::Number>, path: &str, min: u32, max: u32, default: u32) -> Result<u32, ConfigError> {
     let Some(number) = raw else {
         return Ok(default);
     };
-    let value = number
-        .whole()
-        .ok_or_else(|| wrong(path, &format!("must be a whole number, got {number}")))?;
+    let value = number.whole().ok_or_else(|| wrong(path, &format!("must be a whole number, got {number}")))?;
     if value < i128::from(min) {
-        return Err(wrong(
-            path,
-            &format!("must be at least {min}, got {number}"),
-        ));
+        return Err(wrong(path, &format!("must be at least {min}, got {number}")));
     }
     if value > i128::from(max) {
         return Err(wrong(path, &format!("must be at most {max}, got {number}")));
@@ -408,16 +318,10 @@ fn seconds(raw: Option<raw::Number>, path: &str, default: u64) -> Result<Micros,
     };
     let secs = number.float();
     if !secs.is_finite() || secs < 0.001 {
-        return Err(wrong(
-            path,
-            &format!("must be at least 0.001 seconds, got {number}"),
-        ));
+        return Err(wrong(path, &format!("must be at least 0.001 seconds, got {number}")));
     }
     if secs > f64::from(TIMEOUT_S_MAX) {
-        return Err(wrong(
-            path,
-            &format!("must be at most {TIMEOUT_S_MAX} seconds, got {number}"),
-        ));
+        return Err(wrong(path, &format!("must be at most {TIMEOUT_S_MAX} seconds, got {number}")));
     }
     // In range, so the conversion is exact to the millisecond.
     Ok(Micros::from_millis((secs * 1_000.0) as u64))
@@ -432,10 +336,7 @@ const fn is_name_byte(byte: u8) -> bool {
 }
 
 fn wrong(path: &str, problem: &str) -> ConfigError {
-    ConfigError {
-        path: path.to_owned(),
-        problem: problem.to_owned(),
-    }
+    ConfigError { path: path.to_owned(), problem: problem.to_owned() }
 }
 
 /// At most a line's worth of a value that a sentence quotes.

@@ -139,20 +139,12 @@ impl Ledger {
     /// Takes in an answer of the upstream.
     pub fn answer(&mut self, answer: Answer, now: Instant) -> Option<Transition> {
         let passed = self.advance(now);
-        self.retreat
-            .step(self.rules.retreat, now, answer)
-            .or(passed)
+        self.retreat.step(self.rules.retreat, now, answer).or(passed)
     }
 
     /// Decides what `worker`, with `queue` waiting, may do now, and writes it onto the ledger. Call
     /// [`Ledger::advance`] first. Says too whether anything was changed that others must see.
-    pub fn turn(
-        &mut self,
-        worker: WorkerId,
-        queue: &Queue,
-        arrival: Option<Arrival>,
-        now: Instant,
-    ) -> (Turn, bool) {
+    pub fn turn(&mut self, worker: WorkerId, queue: &Queue, arrival: Option<Arrival>, now: Instant) -> (Turn, bool) {
         let aging = self.rules.aging;
         let mut changed = self.board.expire(now, worker);
         let mut mine = queue.in_order(now, aging);
@@ -188,15 +180,7 @@ impl Ledger {
         changed |= due_changed;
         let nobody = lanes.iter().all(|head| head.count == 0);
         let look_again_at = (!nobody).then(|| self.look_again_at(worker, now));
-        (
-            Turn {
-                granted,
-                place,
-                wake,
-                look_again_at,
-            },
-            changed,
-        )
+        (Turn { granted, place, wake, look_again_at }, changed)
     }
 
     /// Finds a place for an arrival that got no token, and takes it out of the lanes to publish if there is none.
@@ -228,10 +212,7 @@ impl Ledger {
     /// Notes whose request is now the best. If that is another worker, says whether to wake it: it may sleep until its
     /// grace is over because it was not the best before, or a token may be there for it already.
     fn hand_over(&mut self, worker: WorkerId, now: Instant) -> (Option<WorkerId>, bool) {
-        let best = self
-            .board
-            .best_except(None, now, self.rules.aging)
-            .map(|(_, whose)| whose);
+        let best = self.board.best_except(None, now, self.rules.aging).map(|(_, whose)| whose);
         let changed = best != self.due.map(|due| due.worker);
         if changed {
             self.due = best.map(|worker| Due { worker, since: now });
@@ -244,27 +225,17 @@ impl Ledger {
     /// When `worker`, with someone waiting, should look again: when a token is there, if its request is the best; a
     /// grace later if another's is.
     fn look_again_at(&self, worker: WorkerId, now: Instant) -> Instant {
-        let token_at = self
-            .bucket
-            .ready_at(self.flow())
-            .max(self.retreat.closed_until());
+        let token_at = self.bucket.ready_at(self.flow()).max(self.retreat.closed_until());
         match self.due {
-            Some(due) if due.worker != worker => {
-                token_at.max(self.due_since(due.worker, now)).after(GRACE)
-            }
+            Some(due) if due.worker != worker => token_at.max(self.due_since(due.worker, now)).after(GRACE),
             _ => token_at,
         }
     }
 
     /// Since when a token has been due to `whose`, whose request is the best of the others'.
     fn due_since(&self, whose: WorkerId, now: Instant) -> Instant {
-        let best_since = self
-            .due
-            .filter(|due| due.worker == whose)
-            .map_or(now, |due| due.since);
-        best_since
-            .max(self.bucket.ready_since())
-            .max(self.retreat.closed_until())
+        let best_since = self.due.filter(|due| due.worker == whose).map_or(now, |due| due.since);
+        best_since.max(self.bucket.ready_since()).max(self.retreat.closed_until())
     }
 
     fn is_open(&self, now: Instant) -> bool {
@@ -272,10 +243,7 @@ impl Ledger {
     }
 
     fn flow(&self) -> Flow {
-        Flow {
-            rate: self.retreat.rate(),
-            capacity: self.rules.capacity,
-        }
+        Flow { rate: self.retreat.rate(), capacity: self.rules.capacity }
     }
 }
 
@@ -321,12 +289,7 @@ impl Ledger {
 
     /// When a request that comes now would get its token, if it had to wait behind everyone in its lane and before it.
     pub fn turn_estimate(&self, lane: Lane) -> Instant {
-        let ahead = self
-            .board
-            .totals()
-            .into_iter()
-            .take(lane.index().saturating_add(1))
-            .fold(0, u32::saturating_add);
+        let ahead = self.board.totals().into_iter().take(lane.index().saturating_add(1)).fold(0, u32::saturating_add);
         let token_at = self.bucket.nth_at(self.flow(), ahead.saturating_add(1));
         token_at.max(self.retreat.closed_until())
     }

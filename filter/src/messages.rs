@@ -34,9 +34,7 @@ impl Failed<'_> {
         match self.outcome {
             Outcome::RateLimited => {
                 let (setting, wait) = match (self.priority, self.settings) {
-                    (Priority::Low, Some(settings)) => {
-                        ("low_priority_timeout_s", settings.patience.low)
-                    }
+                    (Priority::Low, Some(settings)) => ("low_priority_timeout_s", settings.patience.low),
                     (_, Some(settings)) => ("request_timeout_s", settings.patience.others),
                     (_, None) => ("request_timeout_s", Micros::ZERO),
                 };
@@ -77,18 +75,9 @@ impl Failed<'_> {
 /// The values of `x-ratelimit-limit-requests`, `-remaining-requests` and `-reset-requests`.
 pub fn ratelimit_headers(snapshot: &Snapshot, now: Instant) -> [(&'static str, String); 3] {
     [
-        (
-            "x-ratelimit-limit-requests",
-            snapshot.rate.as_rpm().max(1).to_string(),
-        ),
-        (
-            "x-ratelimit-remaining-requests",
-            snapshot.available.to_string(),
-        ),
-        (
-            "x-ratelimit-reset-requests",
-            duration(snapshot.full_at.since(now)),
-        ),
+        ("x-ratelimit-limit-requests", snapshot.rate.as_rpm().max(1).to_string()),
+        ("x-ratelimit-remaining-requests", snapshot.available.to_string()),
+        ("x-ratelimit-reset-requests", duration(snapshot.full_at.since(now))),
     ]
 }
 

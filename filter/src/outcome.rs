@@ -75,11 +75,7 @@ impl Outcome {
             (413, _) => Some(Self::PayloadTooLarge),
             (504, true) => Some(Self::UpstreamTimeout),
             (408 | 504, _) if says(b"stream_idle_timeout") || says(b"response_timeout") => {
-                Some(if granted {
-                    Self::UpstreamTimeout
-                } else {
-                    Self::RateLimited
-                })
+                Some(if granted { Self::UpstreamTimeout } else { Self::RateLimited })
             }
             (502 | 503, true)
                 if says(b"upstream_")
@@ -104,11 +100,7 @@ impl Outcome {
             Self::PayloadTooLarge => (413, "PayloadTooLarge"),
             Self::Unreadable => (400, "InvalidRequestError"),
         };
-        Some(Failure {
-            status,
-            kind,
-            code: self.label(),
-        })
+        Some(Failure { status, kind, code: self.label() })
     }
 }
 
@@ -138,15 +130,8 @@ impl Failure {
             param: Option<&'a str>,
             code: &'a str,
         }
-        serde_json::to_vec(&Body {
-            error: Error {
-                message,
-                kind: self.kind,
-                param: None,
-                code: self.code,
-            },
-        })
-        .unwrap_or_default()
+        serde_json::to_vec(&Body { error: Error { message, kind: self.kind, param: None, code: self.code } })
+            .unwrap_or_default()
     }
 }
 
@@ -160,13 +145,7 @@ mod tests {
     fn labels_are_distinct_and_indexed_in_order() {
         for (at, outcome) in Outcome::ALL.into_iter().enumerate() {
             assert_eq!(outcome.index(), at);
-            assert_eq!(
-                Outcome::ALL
-                    .iter()
-                    .filter(|o| o.label() == outcome.label())
-                    .count(),
-                1
-            );
+            assert_eq!(Outcome::ALL.iter().filter(|o| o.label() == outcome.label()).count(), 1);
         }
     }
 

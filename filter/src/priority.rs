@@ -23,9 +23,7 @@ impl Priority {
     /// level's name, lists and very long values included.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let value = value.trim_ascii();
-        Self::ALL
-            .into_iter()
-            .find(|level| value.eq_ignore_ascii_case(level.name().as_bytes()))
+        Self::ALL.into_iter().find(|level| value.eq_ignore_ascii_case(level.name().as_bytes()))
     }
 
     /// The level's name, as in configuration, headers and metrics.
@@ -104,14 +102,7 @@ mod tests {
 
     #[test]
     fn refuses_lists_unknown_and_long_values() {
-        for value in [
-            &b"urgent, low"[..],
-            b"",
-            b"critical",
-            b"urgent;q=1",
-            &[b'u'; 10_000],
-            b"\xff",
-        ] {
+        for value in [&b"urgent, low"[..], b"", b"critical", b"urgent;q=1", &[b'u'; 10_000], b"\xff"] {
             assert_eq!(Priority::parse(value), None);
         }
     }

@@ -43,17 +43,10 @@ impl OrderKey {
     pub fn new(lane: Lane, arrived: Instant, now: Instant, aging: Option<Micros>) -> Self {
         let base = lane.index() as u64;
         let climbed = match aging {
-            Some(step) if lane.is_queued() => now
-                .since(arrived)
-                .get()
-                .checked_div(step.get())
-                .unwrap_or(0),
+            Some(step) if lane.is_queued() => now.since(arrived).get().checked_div(step.get()).unwrap_or(0),
             _ => 0,
         };
-        Self {
-            rank: u8::try_from(base.saturating_sub(climbed)).unwrap_or(u8::MAX),
-            arrived,
-        }
+        Self { rank: u8::try_from(base.saturating_sub(climbed)).unwrap_or(u8::MAX), arrived }
     }
 }
 
@@ -74,11 +67,7 @@ impl Queue {
     pub fn push(&mut self, request: RequestId, lane: Lane, now: Instant) -> Waiting {
         self.remove(request);
         self.newest = self.newest.max(now);
-        self.insert(Waiting {
-            request,
-            arrived: self.newest,
-            lane,
-        })
+        self.insert(Waiting { request, arrived: self.newest, lane })
     }
 
     /// Moves a request to the end of another lane; it keeps its time of arrival.
@@ -96,12 +85,7 @@ impl Queue {
 
     /// The requests from the first to be served to the last, as the order is at `now`.
     pub fn in_order(&self, now: Instant, aging: Option<Micros>) -> InOrder<'_> {
-        InOrder {
-            lanes: self.lanes.each_ref().map(|lane| lane.values()),
-            heads: self.heads(),
-            now,
-            aging,
-        }
+        InOrder { lanes: self.lanes.each_ref().map(|lane| lane.values()), heads: self.heads(), now, aging }
     }
 
     /// The foremost request of a lane.
@@ -171,11 +155,7 @@ impl InOrder<'_> {
 }
 
 /// The best of the foremost requests of all lanes, and its lane.
-pub fn best(
-    heads: &[LaneHead; LANES],
-    now: Instant,
-    aging: Option<Micros>,
-) -> Option<(OrderKey, Lane)> {
+pub fn best(heads: &[LaneHead; LANES], now: Instant, aging: Option<Micros>) -> Option<(OrderKey, Lane)> {
     Lane::ALL
         .into_iter()
         .zip(heads)
@@ -222,9 +202,7 @@ mod tests {
 
     fn order(queue: &Queue, now: Instant, aging: Option<Micros>) -> Vec<u32> {
         let mut cursor = queue.in_order(now, aging);
-        core::iter::from_fn(|| cursor.advance())
-            .map(|w| w.request.0)
-            .collect()
+        core::iter::from_fn(|| cursor.advance()).map(|w| w.request.0).collect()
     }
 
     #[test]
@@ -266,13 +244,7 @@ mod tests {
         assert!(queue.remove(RequestId(2)).is_some());
         assert!(queue.remove(RequestId(2)).is_none());
         assert_eq!(order(&queue, at(9), None), [1, 3]);
-        assert_eq!(
-            queue.heads()[NORMAL.index()],
-            LaneHead {
-                count: 2,
-                since: at(1)
-            }
-        );
+        assert_eq!(queue.heads()[NORMAL.index()], LaneHead { count: 2, since: at(1) });
     }
 
     #[test]
@@ -282,13 +254,7 @@ mod tests {
         queue.push(RequestId(2), NORMAL, at(2));
         let mut cursor = queue.in_order(at(3), None);
         cursor.advance();
-        assert_eq!(
-            cursor.heads()[NORMAL.index()],
-            LaneHead {
-                count: 1,
-                since: at(2)
-            }
-        );
+        assert_eq!(cursor.heads()[NORMAL.index()], LaneHead { count: 1, since: at(2) });
         assert_eq!(queue.len(), 2);
     }
 }

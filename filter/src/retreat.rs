@@ -95,9 +95,7 @@ impl Reason {
     /// The reason in words, for the log.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::ShareOf429 => {
-                "the share of 429s among the upstream's answers reached the threshold"
-            }
+            Self::ShareOf429 => "the share of 429s among the upstream's answers reached the threshold",
             Self::RetryAfter => "the upstream answered 429 with Retry-After",
             Self::Relapse => "the upstream answered 429 to a request sent after the last cut",
             Self::HoldPassed => "no new 429 for the length of the hold",
@@ -136,10 +134,7 @@ pub struct Retreat {
 impl Retreat {
     /// The start: full speed.
     pub fn new(rules: RetreatRules) -> Self {
-        Self {
-            rate: rules.base,
-            ..Self::default()
-        }
+        Self { rate: rules.base, ..Self::default() }
     }
 
     /// The state's name.
@@ -171,9 +166,7 @@ impl Retreat {
     pub fn advance(&mut self, rules: RetreatRules, now: Instant) -> Option<Transition> {
         self.rate = match self.phase {
             Phase::Normal => rules.base,
-            Phase::Retreat | Phase::Recover => {
-                self.rate.clamp(rules.floor.min(rules.base), rules.base)
-            }
+            Phase::Retreat | Phase::Recover => self.rate.clamp(rules.floor.min(rules.base), rules.base),
         };
         if self.phase != Phase::Normal && !rules.enabled {
             self.closed_until = Instant::ZERO;
@@ -186,10 +179,7 @@ impl Retreat {
         while self.phase != Phase::Normal && now >= self.due_at {
             let step = self.time_step(rules);
             transition = match (transition, step) {
-                (Some(first), Some(last)) => Some(Transition {
-                    from: first.from,
-                    ..last
-                }),
+                (Some(first), Some(last)) => Some(Transition { from: first.from, ..last }),
                 (first, last) => last.or(first),
             };
         }
@@ -211,12 +201,7 @@ impl Retreat {
     }
 
     /// Takes in one answer of the upstream. Call [`Retreat::advance`] first.
-    pub fn step(
-        &mut self,
-        rules: RetreatRules,
-        now: Instant,
-        answer: Answer,
-    ) -> Option<Transition> {
+    pub fn step(&mut self, rules: RetreatRules, now: Instant, answer: Answer) -> Option<Transition> {
         self.window.count(now, answer.throttled);
         if !rules.enabled || !answer.throttled {
             return None;
@@ -230,9 +215,7 @@ impl Retreat {
         }
         let reason = match (self.phase, answer.retry_after) {
             (Phase::Normal, Some(_)) => Reason::RetryAfter,
-            (Phase::Normal, None) if self.window.permille(now) >= SHARE_PERMILLE => {
-                Reason::ShareOf429
-            }
+            (Phase::Normal, None) if self.window.permille(now) >= SHARE_PERMILLE => Reason::ShareOf429,
             (Phase::Normal, None) => return None,
             (Phase::Retreat | Phase::Recover, _) => Reason::Relapse,
         };
@@ -244,12 +227,7 @@ impl Retreat {
 
     fn enter(&mut self, to: Phase, reason: Reason) -> Transition {
         let from = core::mem::replace(&mut self.phase, to);
-        Transition {
-            from,
-            to,
-            reason,
-            rate: self.rate,
-        }
+        Transition { from, to, reason, rate: self.rate }
     }
 }
 
@@ -267,21 +245,13 @@ impl Window {
         let cell = Self::cell(now);
         if cell > self.newest {
             // What the window has moved past is empty again; a leap of any size clears each cell once.
-            for passed in
-                self.newest.saturating_add(1)..=cell.min(self.newest.saturating_add(CELLS as u64))
-            {
+            for passed in self.newest.saturating_add(1)..=cell.min(self.newest.saturating_add(CELLS as u64)) {
                 self.set(passed, (0, 0));
             }
             self.newest = cell;
         }
         let (answers, refused) = self.get(cell);
-        self.set(
-            cell,
-            (
-                answers.saturating_add(1),
-                refused.saturating_add(u32::from(throttled)),
-            ),
-        );
+        self.set(cell, (answers.saturating_add(1), refused.saturating_add(u32::from(throttled))));
     }
 
     fn permille(&self, now: Instant) -> u32 {
@@ -297,26 +267,23 @@ impl Window {
                 refused = refused.saturating_add(u64::from(r));
             }
         }
-        refused
-            .saturating_mul(1_000)
-            .checked_div(answers)
-            .and_then(|share| u32::try_from(share).ok())
-            .unwrap_or(0)
+        refused.saturating_mul(1_000).checked_div(answers).and_then(|share| u32::try_from(share).ok()).unwrap_or(0)
     }
 
     fn cell(now: Instant) -> u64 {
-        now.as_micros() / CELL.get()
+        now.as_micros().checked_div(CELL.get()).unwrap_or(0)
+    }
+
+    fn place(cell: u64) -> usize {
+        cell.checked_rem(CELLS as u64).map_or(0, |place| place as usize)
     }
 
     fn get(&self, cell: u64) -> (u32, u32) {
-        self.cells
-            .get((cell % CELLS as u64) as usize)
-            .copied()
-            .unwrap_or_default()
+        self.cells.get(Self::place(cell)).copied().unwrap_or_default()
     }
 
     fn set(&mut self, cell: u64, value: (u32, u32)) {
-        if let Some(place) = self.cells.get_mut((cell % CELLS as u64) as usize) {
+        if let Some(place) = self.cells.get_mut(Self::place(cell)) {
             *place = value;
         }
     }
@@ -362,21 +329,14 @@ mod tests {
     }
 
     fn answer(granted_secs: u64, throttled: bool) -> Answer {
-        Answer {
-            granted_at: at(granted_secs),
-            throttled,
-            retry_after: None,
-        }
+        Answer { granted_at: at(granted_secs), throttled, retry_after: None }
     }
 
     #[test]
     fn one_burst_is_one_cut() {
         let mut retreat = Retreat::new(RULES);
         let first = retreat.step(RULES, at(10), answer(9, true)).unwrap();
-        assert_eq!(
-            (first.from, first.to, first.reason),
-            (Phase::Normal, Phase::Retreat, Reason::ShareOf429)
-        );
+        assert_eq!((first.from, first.to, first.reason), (Phase::Normal, Phase::Retreat, Reason::ShareOf429));
         assert_eq!(first.rate, MilliRpm::from_rpm(20));
         for _ in 0..50 {
             assert_eq!(retreat.step(RULES, at(11), answer(9, true)), None);
@@ -424,14 +384,8 @@ mod tests {
     #[test]
     fn retry_after_closes_the_gate_up_to_the_cap() {
         let mut retreat = Retreat::new(RULES);
-        let pause = Answer {
-            retry_after: Some(Micros::from_secs(1_000_000_000)),
-            ..answer(0, true)
-        };
-        assert_eq!(
-            retreat.step(RULES, at(0), pause).unwrap().reason,
-            Reason::RetryAfter
-        );
+        let pause = Answer { retry_after: Some(Micros::from_secs(1_000_000_000)), ..answer(0, true) };
+        assert_eq!(retreat.step(RULES, at(0), pause).unwrap().reason, Reason::RetryAfter);
         assert_eq!(retreat.closed_until(), at(300));
         assert_eq!(retreat.advance(RULES, at(299)), None);
         assert_eq!(retreat.advance(RULES, at(300)).unwrap().to, Phase::Recover);
@@ -442,19 +396,13 @@ mod tests {
         let mut retreat = Retreat::new(RULES);
         retreat.step(RULES, at(0), answer(0, true));
         let all_at_once = retreat.advance(RULES, at(100_000)).unwrap();
-        assert_eq!(
-            (all_at_once.from, all_at_once.to),
-            (Phase::Retreat, Phase::Normal)
-        );
+        assert_eq!((all_at_once.from, all_at_once.to), (Phase::Retreat, Phase::Normal));
         assert_eq!(retreat.rate(), RULES.base);
     }
 
     #[test]
     fn switched_off_counts_but_never_slows() {
-        let off = RetreatRules {
-            enabled: false,
-            ..RULES
-        };
+        let off = RetreatRules { enabled: false, ..RULES };
         let mut retreat = Retreat::new(off);
         assert_eq!(retreat.step(off, at(0), answer(0, true)), None);
         assert_eq!(retreat.throttled_permille(at(0)), 1_000);
@@ -465,29 +413,17 @@ mod tests {
     fn switching_off_ends_a_retreat_and_a_new_base_is_taken_up() {
         let mut retreat = Retreat::new(RULES);
         retreat.step(RULES, at(0), answer(0, true));
-        let slower = RetreatRules {
-            base: MilliRpm::from_rpm(10),
-            ..RULES
-        };
+        let slower = RetreatRules { base: MilliRpm::from_rpm(10), ..RULES };
         retreat.advance(slower, at(1));
         assert_eq!(retreat.rate(), MilliRpm::from_rpm(10));
-        let off = RetreatRules {
-            enabled: false,
-            ..RULES
-        };
-        assert_eq!(
-            retreat.advance(off, at(2)).unwrap().reason,
-            Reason::SwitchedOff
-        );
+        let off = RetreatRules { enabled: false, ..RULES };
+        assert_eq!(retreat.advance(off, at(2)).unwrap().reason, Reason::SwitchedOff);
         assert_eq!(retreat.rate(), RULES.base);
     }
 
     #[test]
     fn the_window_forgets() {
-        let mut retreat = Retreat::new(RetreatRules {
-            enabled: false,
-            ..RULES
-        });
+        let mut retreat = Retreat::new(RetreatRules { enabled: false, ..RULES });
         retreat.step(RULES, at(0), answer(0, true));
         assert_eq!(retreat.throttled_permille(at(59)), 1_000);
         assert_eq!(retreat.throttled_permille(at(70)), 0);

@@ -10,35 +10,22 @@ use std::time::UNIX_EPOCH;
 /// passed is no wait at all. The caller caps the result.
 pub fn parse(value: &[u8], wall_clock_s: u64) -> Option<Micros> {
     let text = core::str::from_utf8(value).ok()?.trim();
-    date(text, wall_clock_s).or_else(|| {
-        text.split(',')
-            .filter_map(|part| seconds(part.trim()))
-            .max()
-    })
+    date(text, wall_clock_s).or_else(|| text.split(',').filter_map(|part| seconds(part.trim())).max())
 }
 
 fn seconds(text: &str) -> Option<Micros> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if whole.is_empty()
-        || !whole
-            .bytes()
-            .chain(fraction.bytes())
-            .all(|byte| byte.is_ascii_digit())
-    {
+    if whole.is_empty() || !whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let up = u64::from(fraction.bytes().any(|digit| digit != b'0'));
     // More digits than fit are a long time, not an error.
-    Some(Micros::from_secs(
-        whole.parse::<u64>().unwrap_or(u64::MAX).saturating_add(up),
-    ))
+    Some(Micros::from_secs(whole.parse::<u64>().unwrap_or(u64::MAX).saturating_add(up)))
 }
 
 fn date(text: &str, wall_clock_s: u64) -> Option<Micros> {
     let at = httpdate::parse_http_date(text).ok()?;
-    let secs = at
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let secs = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     Some(Micros::from_secs(secs.saturating_sub(wall_clock_s)))
 }
 
@@ -69,16 +56,9 @@ mod tests {
             ("soon", None),
             ("1e9", None),
         ] {
-            assert_eq!(
-                parse(value.as_bytes(), NOW),
-                expected.map(Micros::from_secs),
-                "{value}"
-            );
+            assert_eq!(parse(value.as_bytes(), NOW), expected.map(Micros::from_secs), "{value}");
         }
         assert_eq!(parse(b"\xff", NOW), None);
-        assert_eq!(
-            parse("9".repeat(40).as_bytes(), NOW),
-            Some(Micros::from_secs(u64::MAX))
-        );
+        assert_eq!(parse("9".repeat(40).as_bytes(), NOW), Some(Micros::from_secs(u64::MAX)));
     }
 }

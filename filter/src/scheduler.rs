@@ -85,11 +85,7 @@ impl Scheduler {
             limit.look_again_at = (!limit.queue.is_empty()).then_some(now);
             let adopted = limit.transact(id, now, store, observer, |ledger, fresh| {
                 let changed = *ledger.rules() != settings.rules;
-                let transition = if changed {
-                    ledger.adopt(settings.rules, now)
-                } else {
-                    None
-                };
+                let transition = if changed { ledger.adopt(settings.rules, now) } else { None };
                 ((), changed || fresh, transition)
             });
             if adopted.is_err() {
@@ -121,10 +117,7 @@ impl Scheduler {
     }
 
     /// A request is complete and asks for a token.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one argument for each thing the caller alone knows"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one argument for each thing the caller alone knows")]
     pub fn arrive<S: Store>(
         &mut self,
         id: LimitId,
@@ -201,11 +194,7 @@ impl Scheduler {
 
     /// When [`Scheduler::wake`] must be called next; `None` when there is nothing to do.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        self.limits
-            .iter()
-            .flat_map(|limit| [limit.due_at(), limit.refresh_at])
-            .flatten()
-            .min()
+        self.limits.iter().flat_map(|limit| [limit.due_at(), limit.refresh_at]).flatten().min()
     }
 }
 
@@ -259,17 +248,9 @@ impl Limit {
             Ok(((turn, estimates, aging), _)) => {
                 let refuse = |request, lane: Lane, outcome| {
                     let at = estimates.get(lane.index()).copied().unwrap_or(now);
-                    Action::Reply {
-                        request,
-                        outcome,
-                        retry_after_s: retry_after_s(at.since(now), request, now),
-                    }
+                    Action::Reply { request, outcome, retry_after_s: retry_after_s(at.since(now), request, now) }
                 };
-                actions.extend(
-                    expired
-                        .iter()
-                        .map(|w| refuse(w.request, w.lane, Outcome::RateLimited)),
-                );
+                actions.extend(expired.iter().map(|w| refuse(w.request, w.lane, Outcome::RateLimited)));
                 actions.extend(grant(&mut queue, turn, aging, now, id, observer));
                 if let Some(arrival) = arrival {
                     match turn.place {
@@ -318,17 +299,8 @@ impl Limit {
     }
 
     /// Looks at the ledger for the gauges' sake, without changing anything but what time alone changes.
-    fn refresh<S: Store>(
-        &mut self,
-        id: LimitId,
-        now: Instant,
-        store: &mut S,
-        observer: &mut impl Observer,
-    ) {
-        if self
-            .transact(id, now, store, observer, |_, _| ((), false, None))
-            .is_err()
-        {
+    fn refresh<S: Store>(&mut self, id: LimitId, now: Instant, store: &mut S, observer: &mut impl Observer) {
+        if self.transact(id, now, store, observer, |_, _| ((), false, None)).is_err() {
             observer.store_failed(id);
             self.refresh_at = Some(now.after(HEARTBEAT));
         }
@@ -352,9 +324,7 @@ impl Limit {
                 // Nothing is known of the past of a record that can't be read, so it starts with an empty bucket.
                 let tokens = if corrupt { 0 } else { rules.capacity };
                 let fresh = !matches!(stored, Some(Some(_)));
-                let mut ledger = stored
-                    .flatten()
-                    .unwrap_or_else(|| Ledger::new(rules, tokens, now));
+                let mut ledger = stored.flatten().unwrap_or_else(|| Ledger::new(rules, tokens, now));
                 let before = ledger.board().totals();
                 let passed = ledger.advance(now);
                 let (decision, changed, transition) = decide(&mut ledger, fresh);
@@ -363,10 +333,7 @@ impl Limit {
                 let write = changed || fresh || transition.is_some();
                 let differences = differences(before, snapshot.waiting);
                 let value = write.then(|| ledger.encode());
-                (
-                    value,
-                    (decision, snapshot, differences, transition, corrupt),
-                )
+                (value, (decision, snapshot, differences, transition, corrupt))
             })?;
         if corrupt {
             observer.ledger_corrupt(id);
@@ -401,10 +368,7 @@ fn grant(
             queue.remove(waiting.request);
             let waited = now.since(waiting.arrived);
             observer.granted(id, waiting.lane.priority(), waited);
-            Action::Resume {
-                request: waiting.request,
-                waited,
-            }
+            Action::Resume { request: waiting.request, waited }
         })
         .collect()
 }
@@ -424,8 +388,7 @@ fn retry_after_s(wait: Micros, request: RequestId, now: Instant) -> u64 {
     let spread = (secs / 10).saturating_add(2);
     // Fibonacci hashing spreads neighbouring request numbers and times well enough for a jitter.
     let mixed = (now.as_micros() ^ u64::from(request.0)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    secs.saturating_add(mixed.checked_rem(spread).unwrap_or(0))
-        .min(RETRY_AFTER_MAX_S)
+    secs.saturating_add(mixed.checked_rem(spread).unwrap_or(0)).min(RETRY_AFTER_MAX_S)
 }
 
 /// The longest time between two looks at the ledger while someone waits: it keeps the worker's line on the board alive

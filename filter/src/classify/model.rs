@@ -164,9 +164,7 @@ impl KeyMatch {
     /// Go's decoder compares keys by Unicode case folding; no letter outside ASCII folds to one of this word's.
     fn next(self, byte: u8) -> Self {
         match self {
-            Self::Prefix(length)
-                if Self::WORD.get(usize::from(length)) == Some(&byte.to_ascii_lowercase()) =>
-            {
+            Self::Prefix(length) if Self::WORD.get(usize::from(length)) == Some(&byte.to_ascii_lowercase()) => {
                 Self::Prefix(length.saturating_add(1))
             }
             _ => Self::Other,
@@ -191,9 +189,7 @@ impl Scanner {
             rest = match self.at {
                 At::Stopped(_) => return,
                 At::InString => self.skip_string(rest),
-                At::InKey if self.key == KeyMatch::Other && self.escape == Escape::None => {
-                    self.skip_string(rest)
-                }
+                At::InKey if self.key == KeyMatch::Other && self.escape == Escape::None => self.skip_string(rest),
                 At::InNested => self.skip_nested(rest),
                 _ => {
                     self.step(*byte, on_model);
@@ -223,9 +219,7 @@ impl Scanner {
             (At::Start, _) => Err(Unreadable::Empty),
             (At::ByteOrderMark(3), _) => Err(Unreadable::Empty),
             (At::ByteOrderMark(_), _) => Err(Unreadable::NotJson),
-            (At::End, None) => Ok(Found {
-                models: self.models,
-            }),
+            (At::End, None) => Ok(Found { models: self.models }),
             (At::End, Some(flaw)) => Err(flaw),
             _ => Err(Unreadable::Truncated),
         }
@@ -237,13 +231,7 @@ impl Scanner {
             At::InKey => self.in_key(byte),
             At::InModel => self.in_model(byte, on_model),
             At::InScalar if !is_structural(byte) => {}
-            _ if is_space(byte) => {
-                self.at = if self.at == At::InScalar {
-                    At::AfterValue
-                } else {
-                    self.at
-                }
-            }
+            _ if is_space(byte) => self.at = if self.at == At::InScalar { At::AfterValue } else { self.at },
             // No JSON has a zero byte outside a string; UTF-16 and UTF-32 have it next to every bracket.
             _ if byte == 0 => self.stop(Unreadable::Encoding),
             At::FirstKey | At::Key => match (byte, self.at) {
@@ -294,9 +282,7 @@ impl Scanner {
         self.key = match self.unescape(byte) {
             Unit::Pending => self.key,
             Unit::Byte(byte) => self.key.next(byte),
-            Unit::Code(code) => {
-                u8::try_from(code).map_or(KeyMatch::Other, |byte| self.key.next(byte))
-            }
+            Unit::Code(code) => u8::try_from(code).map_or(KeyMatch::Other, |byte| self.key.next(byte)),
             Unit::Unknown => KeyMatch::Other,
         };
     }
@@ -403,10 +389,7 @@ impl Scanner {
                     _ => Unit::Unknown,
                 }
             }
-            Escape::Unicode(digits, code) => match char::from(byte)
-                .to_digit(16)
-                .and_then(|d| u16::try_from(d).ok())
-            {
+            Escape::Unicode(digits, code) => match char::from(byte).to_digit(16).and_then(|d| u16::try_from(d).ok()) {
                 Some(digit) => {
                     let code = code << 4 | digit;
                     if digits == 3 {

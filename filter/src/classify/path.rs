@@ -6,17 +6,11 @@
 
 /// The normalised path, beginning with one slash.
 pub fn normalise(path: &[u8]) -> Vec<u8> {
-    let end = path
-        .iter()
-        .position(|byte| matches!(byte, b'?' | b'#'))
-        .unwrap_or(path.len());
+    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
     let decoded = decode(path.get(..end).unwrap_or(path));
     let mut segments: Vec<&[u8]> = Vec::new();
     for segment in decoded.split(|byte| matches!(byte, b'/' | b'\\')) {
-        let name = segment
-            .split(|byte| *byte == b';')
-            .next()
-            .unwrap_or(segment);
+        let name = segment.split(|byte| *byte == b';').next().unwrap_or(segment);
         match name {
             b"" | b"." => {}
             b".." => {
@@ -59,9 +53,7 @@ fn decode(path: &[u8]) -> Vec<u8> {
 }
 
 fn hex(byte: u8) -> Option<u8> {
-    char::from(byte)
-        .to_digit(16)
-        .and_then(|digit| u8::try_from(digit).ok())
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 #[cfg(test)]
@@ -81,11 +73,7 @@ mod tests {
             "\\v1\\chat/completions#x",
             "/../v1/chat/completions",
         ] {
-            assert_eq!(
-                normalise(spelling.as_bytes()),
-                b"/v1/chat/completions",
-                "{spelling}"
-            );
+            assert_eq!(normalise(spelling.as_bytes()), b"/v1/chat/completions", "{spelling}");
         }
         assert_eq!(normalise(b""), b"/");
         assert_eq!(normalise(b"/%zz%4"), b"/%zz%4");

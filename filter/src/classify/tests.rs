@@ -40,17 +40,11 @@ fn verdict(config: &Config, head: &Head<'_>, body: &str) -> Verdict {
 fn by_model() {
     let config = config("");
     for (body, expected) in [
-        (
-            r#"{"model": "nvidia/llama", "messages": []}"#,
-            Verdict::Meter(0),
-        ),
+        (r#"{"model": "nvidia/llama", "messages": []}"#, Verdict::Meter(0)),
         (r#"{"model": "NVIDIA_NIM/meta/x"}"#, Verdict::Meter(0)),
         (r#"{"model": "gpt-4"}"#, Verdict::Pass),
         (r#"{"messages": [{"model": "nvidia/x"}]}"#, Verdict::Pass),
-        (
-            r#"{"model": "gpt-4", "Model": "nvidia/x"}"#,
-            Verdict::Meter(0),
-        ),
+        (r#"{"model": "gpt-4", "Model": "nvidia/x"}"#, Verdict::Meter(0)),
         (r#"{"model": "nvidia/x", "model": null}"#, Verdict::Meter(0)),
     ] {
         assert_eq!(verdict(&config, &json_head(), body), expected, "{body}");
@@ -61,49 +55,27 @@ fn by_model() {
 fn what_can_not_be_read_follows_the_policy() {
     for (policy, expected) in [("meter", Verdict::Meter(0)), ("pass", Verdict::Pass)] {
         let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
-        for body in [
-            r#"{"model": "#,
-            "[1]",
-            r#"{"model": 7}"#,
-            r#"{"a": 1} x"#,
-            "nonsense",
-        ] {
+        for body in [r#"{"model": "#, "[1]", r#"{"model": 7}"#, r#"{"a": 1} x"#, "nonsense"] {
             let (classified, _) = classify(&config, &json_head(), body.as_bytes());
             assert_eq!(classified.verdict, expected, "{policy} {body}");
             assert!(classified.unclassifiable.is_some(), "{policy} {body}");
         }
     }
     let reject = config(r#"{"on_unclassifiable": "reject"}"#);
-    assert!(matches!(
-        verdict(&reject, &json_head(), "[1]"),
-        Verdict::Reject(Reason::Body(_))
-    ));
+    assert!(matches!(verdict(&reject, &json_head(), "[1]"), Verdict::Reject(Reason::Body(_))));
 }
 
 #[test]
 fn compressed_bodies_are_not_read() {
-    let head = Head {
-        content_encoding: Some(b"gzip"),
-        ..json_head()
-    };
+    let head = Head { content_encoding: Some(b"gzip"), ..json_head() };
     let meter = config("");
     let (classified, early) = classify(&meter, &head, b"\x1f\x8b");
-    assert_eq!(
-        (classified.verdict, early),
-        (Verdict::Meter(0), false),
-        "metered, and only when complete"
-    );
+    assert_eq!((classified.verdict, early), (Verdict::Meter(0), false), "metered, and only when complete");
     assert_eq!(classified.unclassifiable, Some(Reason::Compressed));
     let reject = config(r#"{"on_unclassifiable": "reject"}"#);
-    assert_eq!(
-        verdict(&reject, &head, ""),
-        Verdict::Reject(Reason::Compressed)
-    );
+    assert_eq!(verdict(&reject, &head, ""), Verdict::Reject(Reason::Compressed));
     for harmless in [&b"identity"[..], b"", b" Identity , identity"] {
-        let head = Head {
-            content_encoding: Some(harmless),
-            ..json_head()
-        };
+        let head = Head { content_encoding: Some(harmless), ..json_head() };
         assert_eq!(verdict(&meter, &head, r#"{"model": "gpt"}"#), Verdict::Pass);
     }
 }
@@ -111,62 +83,30 @@ fn compressed_bodies_are_not_read() {
 #[test]
 fn the_content_type_decides_only_what_it_can() {
     let config = config("");
-    let with = |content_type: Option<&'static [u8]>| Head {
-        content_type,
-        ..json_head()
-    };
+    let with = |content_type: Option<&'static [u8]>| Head { content_type, ..json_head() };
     let nvidia = r#" {"model": "nvidia/x"}"#;
-    for content_type in [
-        None,
-        Some(&b"text/plain"[..]),
-        Some(b"application/x-www-form-urlencoded"),
-        Some(b"image/png"),
-    ] {
-        assert_eq!(
-            verdict(&config, &with(content_type), nvidia),
-            Verdict::Meter(0)
-        );
+    for content_type in [None, Some(&b"text/plain"[..]), Some(b"application/x-www-form-urlencoded"), Some(b"image/png")]
+    {
+        assert_eq!(verdict(&config, &with(content_type), nvidia), Verdict::Meter(0));
         assert_eq!(verdict(&config, &with(content_type), "a=b"), Verdict::Pass);
     }
-    assert_eq!(
-        verdict(&config, &with(Some(b"application/problem+json")), "a=b"),
-        Verdict::Meter(0)
-    );
-    for content_type in [
-        &b"multipart/form-data; boundary=x"[..],
-        b"Application/Octet-Stream",
-    ] {
-        assert_eq!(
-            verdict(&config, &with(Some(content_type)), nvidia),
-            Verdict::Pass
-        );
+    assert_eq!(verdict(&config, &with(Some(b"application/problem+json")), "a=b"), Verdict::Meter(0));
+    for content_type in [&b"multipart/form-data; boundary=x"[..], b"Application/Octet-Stream"] {
+        assert_eq!(verdict(&config, &with(Some(content_type)), nvidia), Verdict::Pass);
     }
     // A list of types proves nothing.
-    assert_eq!(
-        verdict(
-            &config,
-            &with(Some(b"multipart/form-data,application/json")),
-            nvidia
-        ),
-        Verdict::Meter(0)
-    );
+    assert_eq!(verdict(&config, &with(Some(b"multipart/form-data,application/json")), nvidia), Verdict::Meter(0));
 }
 
 #[test]
 fn a_body_that_is_no_json_is_let_go_at_its_first_bytes() {
-    let head = Head {
-        content_type: Some(b"audio/wav"),
-        ..json_head()
-    };
+    let head = Head { content_type: Some(b"audio/wav"), ..json_head() };
     assert!(classify(&config(""), &head, b"RIFF....").1);
 }
 
 #[test]
 fn no_body_passes() {
-    let head = Head {
-        ends_here: true,
-        ..json_head()
-    };
+    let head = Head { ends_here: true, ..json_head() };
     assert_eq!(verdict(&config(""), &head, ""), Verdict::Pass);
 }
 
@@ -184,11 +124,7 @@ fn by_host_and_cluster_without_reading() {
         (b"a", Some(&b"nim"[..]), Verdict::Meter(1)),
         (b"a", Some(b"other"), Verdict::Pass),
     ] {
-        let head = Head {
-            authority,
-            cluster,
-            ..json_head()
-        };
+        let head = Head { authority, cluster, ..json_head() };
         let (classified, early) = classify(&config, &head, b"not even json");
         assert_eq!((classified.verdict, early), (expected, true));
     }
@@ -200,47 +136,24 @@ fn the_first_match_wins_across_kinds() {
         r#"{"limits": [{"name": "big", "models": ["*/big"]}, {"name": "host", "models": [], "hosts": ["h"]},
                        {"name": "rest", "models": ["*"]}]}"#,
     );
-    let host = Head {
-        authority: b"h",
-        ..json_head()
-    };
-    assert_eq!(
-        verdict(&config, &host, r#"{"model": "x/big"}"#),
-        Verdict::Meter(0)
-    );
-    assert_eq!(
-        verdict(&config, &host, r#"{"model": "x/small"}"#),
-        Verdict::Meter(1)
-    );
+    let host = Head { authority: b"h", ..json_head() };
+    assert_eq!(verdict(&config, &host, r#"{"model": "x/big"}"#), Verdict::Meter(0));
+    assert_eq!(verdict(&config, &host, r#"{"model": "x/small"}"#), Verdict::Meter(1));
     assert_eq!(verdict(&config, &host, "broken"), Verdict::Meter(1));
-    assert_eq!(
-        verdict(&config, &json_head(), r#"{"model": "x/small"}"#),
-        Verdict::Meter(2)
-    );
-    assert_eq!(
-        verdict(&config, &json_head(), r#"{"model": "y", "model": "x/big"}"#),
-        Verdict::Meter(0)
-    );
+    assert_eq!(verdict(&config, &json_head(), r#"{"model": "x/small"}"#), Verdict::Meter(2));
+    assert_eq!(verdict(&config, &json_head(), r#"{"model": "y", "model": "x/big"}"#), Verdict::Meter(0));
 }
 
 #[test]
 fn paths_narrow_and_can_not_be_dodged() {
-    let config =
-        config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}]}"#);
+    let config = config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}]}"#);
     for (path, expected) in [
         ("/v1/chat/completions", Verdict::Meter(0)),
         ("/v1//chat/%63ompletions?x", Verdict::Meter(0)),
         ("/v1/embeddings", Verdict::Pass),
     ] {
-        let head = Head {
-            path: path.as_bytes(),
-            ..json_head()
-        };
-        assert_eq!(
-            verdict(&config, &head, r#"{"model": "m"}"#),
-            expected,
-            "{path}"
-        );
+        let head = Head { path: path.as_bytes(), ..json_head() };
+        assert_eq!(verdict(&config, &head, r#"{"model": "m"}"#), expected, "{path}");
     }
 }
 
@@ -249,15 +162,9 @@ fn duplicates_are_told_apart() {
     let config = config("");
     for (body, expected) in [
         (r#"{"model": "a"}"#, Occurrence::Single),
-        (
-            r#"{"model": "a", "mod\u0065l": "\u0061"}"#,
-            Occurrence::Duplicate,
-        ),
+        (r#"{"model": "a", "mod\u0065l": "\u0061"}"#, Occurrence::Duplicate),
         (r#"{"model": "a", "MODEL": "b"}"#, Occurrence::Ambiguous),
-        (
-            r#"{"model": "a", "model": "b", "model": "a"}"#,
-            Occurrence::Ambiguous,
-        ),
+        (r#"{"model": "a", "model": "b", "model": "a"}"#, Occurrence::Ambiguous),
     ] {
         let (classified, _) = classify(&config, &json_head(), body.as_bytes());
         assert_eq!(classified.occurrence, expected, "{body}");
@@ -267,14 +174,9 @@ fn duplicates_are_told_apart() {
 #[test]
 fn a_hidden_or_lost_body_follows_the_policy() {
     let config = config("");
-    let AtHead::Read(mut reader) = at_head(&config, &json_head()) else {
-        panic!("a body to read")
-    };
+    let AtHead::Read(mut reader) = at_head(&config, &json_head()) else { panic!("a body to read") };
     let hidden = reader.give_up(&config);
-    assert_eq!(
-        (hidden.verdict, hidden.unclassifiable),
-        (Verdict::Meter(0), Some(Reason::BodyHidden))
-    );
+    assert_eq!((hidden.verdict, hidden.unclassifiable), (Verdict::Meter(0), Some(Reason::BodyHidden)));
     reader.feed(&config, br#"{"model": "gpt"}"#);
     reader.spoil();
     assert_eq!(reader.finish(&config).verdict, Verdict::Meter(0));

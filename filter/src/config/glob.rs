@@ -28,9 +28,7 @@ impl Glob {
                     retry = Some((behind, rest));
                     pattern = behind;
                 }
-                (Some((expected, behind)), Some((found, tail)))
-                    if *expected == found.to_ascii_lowercase() =>
-                {
+                (Some((expected, behind)), Some((found, tail))) if *expected == found.to_ascii_lowercase() => {
                     pattern = behind;
                     rest = tail;
                 }
@@ -70,11 +68,7 @@ mod tests {
             ("*.nvidia.com", "integrate.api.nvidia.com", true),
             ("a*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false),
         ] {
-            assert_eq!(
-                Glob::new(pattern).matches(text.as_bytes()),
-                expected,
-                "{pattern} {text}"
-            );
+            assert_eq!(Glob::new(pattern).matches(text.as_bytes()), expected, "{pattern} {text}");
         }
     }
 }

@@ -41,10 +41,7 @@ pub struct Limit {
 
 impl Limit {
     pub fn named(name: &str) -> Self {
-        Self {
-            name: Some(name.to_owned()),
-            ..Self::default()
-        }
+        Self { name: Some(name.to_owned()), ..Self::default() }
     }
 }
 
@@ -156,10 +153,7 @@ pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
     if json.len() > JSON_BYTES_MAX {
         return Err(super::wrong(
             "",
-            &format!(
-                "the configuration must be at most {JSON_BYTES_MAX} bytes, got {}",
-                json.len()
-            ),
+            &format!("the configuration must be at most {JSON_BYTES_MAX} bytes, got {}", json.len()),
         ));
     }
     if json.iter().all(u8::is_ascii_whitespace) {
@@ -168,24 +162,16 @@ pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
     let mut document = serde_json::Deserializer::from_slice(json);
     let config: Config = serde_path_to_error::deserialize(&mut document).map_err(|error| {
         let path = error.path().to_string();
-        ConfigError {
-            path: if path == "." { String::new() } else { path },
-            problem: error.inner().to_string(),
-        }
+        ConfigError { path: if path == "." { String::new() } else { path }, problem: error.inner().to_string() }
     })?;
-    document
-        .end()
-        .map_err(|error| super::wrong("", &error.to_string()))?;
+    document.end().map_err(|error| super::wrong("", &error.to_string()))?;
     refuse_future(&config)?;
     Ok(config)
 }
 
 fn refuse_future(config: &Config) -> Result<(), ConfigError> {
     let not_yet = |path: &str, what: &str| {
-        Err(super::wrong(
-            path,
-            &format!("{what} does not exist in this version of nimgate; remove the field"),
-        ))
+        Err(super::wrong(path, &format!("{what} does not exist in this version of nimgate; remove the field")))
     };
     if config.console.is_some() {
         return not_yet("console", "the console");

@@ -45,145 +45,63 @@ fn everything_can_be_said() {
     assert_eq!(limit.settings.rules.aging, Some(Micros::from_secs(10)));
     assert!(limit.settings.may_fall_back);
     assert_eq!(config.priority.header, "x-class");
-    assert_eq!(
-        (config.priority.default, config.priority.ceiling),
-        (Priority::Low, Priority::High)
-    );
+    assert_eq!((config.priority.default, config.priority.ceiling), (Priority::Low, Priority::High));
     assert_eq!(config.log_level, LogLevel::Warn);
-    assert!(
-        !format!("{limit:?}").contains("\"k\""),
-        "a key is never shown"
-    );
+    assert!(!format!("{limit:?}").contains("\"k\""), "a key is never shown");
 }
 
 #[test]
 fn each_refusal_names_the_path() {
     for (json, sentence) in [
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": 0}]}"#,
-            "limits[0].rate_rpm: must be at least 1, got 0",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": -3}]}"#,
-            "limits[0].rate_rpm: must be at least 1, got -3",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": 1.5}]}"#,
-            "limits[0].rate_rpm: must be a whole number, got 1.5",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": 1e308}]}"#,
-            "limits[0].rate_rpm: must be a whole number, got 1",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": 9999999}]}"#,
-            "limits[0].rate_rpm: must be at most 1000000",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": "40"}]}"#,
-            "limits[0].rate_rpm: invalid type: string",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "rate_rpm": NaN}]}"#,
-            "limits[0].rate_rpm: expected value",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "bucket_capacity": 0}]}"#,
-            "limits[0].bucket_capacity: must be at least 1",
-        ),
-        (
-            r#"{"limits": [{"name": "n"}, {"name": "m", "typo": 1}]}"#,
-            "limits[1].typo: unknown field `typo`",
-        ),
-        (
-            r#"{"limits": [{"rate_rpm": 1}]}"#,
-            "limits[0].name: is missing",
-        ),
-        (
-            r#"{"limits": [{"name": "a b"}]}"#,
-            "limits[0].name: must be 1 to 64",
-        ),
-        (
-            r#"{"limits": [{"name": "n"}, {"name": "n"}]}"#,
-            "limits[1].name: \"n\" is the name of an earlier limit",
-        ),
+        (r#"{"limits": [{"name": "n", "rate_rpm": 0}]}"#, "limits[0].rate_rpm: must be at least 1, got 0"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": -3}]}"#, "limits[0].rate_rpm: must be at least 1, got -3"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": 1.5}]}"#, "limits[0].rate_rpm: must be a whole number, got 1.5"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": 1e308}]}"#, "limits[0].rate_rpm: must be a whole number, got 1"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": 9999999}]}"#, "limits[0].rate_rpm: must be at most 1000000"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": "40"}]}"#, "limits[0].rate_rpm: invalid type: string"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": NaN}]}"#, "limits[0].rate_rpm: expected value"),
+        (r#"{"limits": [{"name": "n", "bucket_capacity": 0}]}"#, "limits[0].bucket_capacity: must be at least 1"),
+        (r#"{"limits": [{"name": "n"}, {"name": "m", "typo": 1}]}"#, "limits[1].typo: unknown field `typo`"),
+        (r#"{"limits": [{"rate_rpm": 1}]}"#, "limits[0].name: is missing"),
+        (r#"{"limits": [{"name": "a b"}]}"#, "limits[0].name: must be 1 to 64"),
+        (r#"{"limits": [{"name": "n"}, {"name": "n"}]}"#, "limits[1].name: \"n\" is the name of an earlier limit"),
         (r#"{"limits": []}"#, "limits: must hold at least one limit"),
-        (
-            r#"{"limits": [{"name": "n", "models": []}]}"#,
-            "limits[0]: can never match",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "models": [""]}]}"#,
-            "limits[0].models[0]: must be a pattern",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "queue_full_policy": "drop"}]}"#,
-            "limits[0].queue_full_policy: unknown variant",
-        ),
+        (r#"{"limits": [{"name": "n", "models": []}]}"#, "limits[0]: can never match"),
+        (r#"{"limits": [{"name": "n", "models": [""]}]}"#, "limits[0].models[0]: must be a pattern"),
+        (r#"{"limits": [{"name": "n", "queue_full_policy": "drop"}]}"#, "limits[0].queue_full_policy: unknown variant"),
         (
             r#"{"limits": [{"name": "n", "request_timeout_s": 0}]}"#,
             "limits[0].request_timeout_s: must be at least 0.001",
         ),
-        (
-            r#"{"limits": [{"name": "n", "aging_s": -1}]}"#,
-            "limits[0].aging_s: must be at least 0.001",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "window_s": 60}]}"#,
-            "limits[0].window_s: the window guard does not exist",
-        ),
-        (
-            r#"{"limits": [{"name": "n", "mode": "shadow"}]}"#,
-            "limits[0].mode: the shadow mode does not exist",
-        ),
+        (r#"{"limits": [{"name": "n", "aging_s": -1}]}"#, "limits[0].aging_s: must be at least 0.001"),
+        (r#"{"limits": [{"name": "n", "window_s": 60}]}"#, "limits[0].window_s: the window guard does not exist"),
+        (r#"{"limits": [{"name": "n", "mode": "shadow"}]}"#, "limits[0].mode: the shadow mode does not exist"),
         (r#"{"console": {}}"#, "console: the console does not exist"),
         (
             r#"{"limits": [{"name": "n", "upstream_api_key": "a", "upstream_api_key_env": "B"}]}"#,
             "limits[0].upstream_api_key_env: can't be given together",
         ),
-        (
-            r#"{"limits": [{"name": "n", "upstream_api_key": "a\r\nb"}]}"#,
-            "limits[0].upstream_api_key: must be a key",
-        ),
+        (r#"{"limits": [{"name": "n", "upstream_api_key": "a\r\nb"}]}"#, "limits[0].upstream_api_key: must be a key"),
         (
             r#"{"limits": [{"name": "n", "rate_rpm": 5, "retreat": {"floor_rpm": 6}}]}"#,
             "limits[0].retreat.floor_rpm: must not be above rate_rpm (5), got 6",
         ),
-        (
-            r#"{"priority": {"ceiling": "top"}}"#,
-            "priority.ceiling: must be urgent, high, normal or low, got \"top\"",
-        ),
-        (
-            r#"{"priority": {"header": "x-nimgate-p"}}"#,
-            "priority.header: must not begin with x-nimgate-",
-        ),
-        (
-            r#"{"priority": {"header": "a b"}}"#,
-            "priority.header: must be the name of an HTTP header",
-        ),
-        (
-            r#"{"on_unclassifiable": "maybe"}"#,
-            "on_unclassifiable: unknown variant",
-        ),
-        (
-            r#"{"log_level": "info", "log_level": "debug"}"#,
-            "duplicate field `log_level`",
-        ),
+        (r#"{"priority": {"ceiling": "top"}}"#, "priority.ceiling: must be urgent, high, normal or low, got \"top\""),
+        (r#"{"priority": {"header": "x-nimgate-p"}}"#, "priority.header: must not begin with x-nimgate-"),
+        (r#"{"priority": {"header": "a b"}}"#, "priority.header: must be the name of an HTTP header"),
+        (r#"{"on_unclassifiable": "maybe"}"#, "on_unclassifiable: unknown variant"),
+        (r#"{"log_level": "info", "log_level": "debug"}"#, "duplicate field `log_level`"),
         ("[]", "invalid length"),
         ("{", "EOF while parsing"),
         ("{} {}", "trailing characters"),
     ] {
         let error = Config::parse(json.as_bytes()).unwrap_err().to_string();
-        assert!(
-            error.starts_with(sentence) || error.contains(sentence),
-            "{json}: {error}"
-        );
+        assert!(error.starts_with(sentence) || error.contains(sentence), "{json}: {error}");
     }
 }
 
 #[test]
 fn a_key_never_appears_in_a_refusal() {
-    let error = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key": "secret key"}]}"#)
-        .unwrap_err();
+    let error = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key": "secret key"}]}"#).unwrap_err();
     assert!(!error.to_string().contains("secret"));
 }

@@ -54,12 +54,7 @@ impl Board {
                 let stale = now.since(slot.seen_at) >= REFRESH_EVERY;
                 let changed = slot.lanes != lanes || slot.passed_over || stale;
                 if changed {
-                    *slot = Slot {
-                        worker,
-                        seen_at: now,
-                        passed_over: false,
-                        lanes,
-                    };
+                    *slot = Slot { worker, seen_at: now, passed_over: false, lanes };
                 }
                 changed
             }
@@ -68,12 +63,7 @@ impl Board {
                 if self.slots.len() >= WORKERS_MAX {
                     return false;
                 }
-                self.slots.push(Slot {
-                    worker,
-                    seen_at: now,
-                    passed_over: false,
-                    lanes,
-                });
+                self.slots.push(Slot { worker, seen_at: now, passed_over: false, lanes });
                 true
             }
         }
@@ -82,8 +72,7 @@ impl Board {
     /// Takes off the lines of workers that have been silent too long; says whether there were any.
     pub fn expire(&mut self, now: Instant, except: WorkerId) -> bool {
         let before = self.slots.len();
-        self.slots
-            .retain(|slot| slot.worker == except || now.since(slot.seen_at) < SLOT_TTL);
+        self.slots.retain(|slot| slot.worker == except || now.since(slot.seen_at) < SLOT_TTL);
         self.slots.len() != before
     }
 

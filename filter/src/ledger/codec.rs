@@ -18,9 +18,8 @@ pub const VERSION: u32 = 1;
 impl Ledger {
     /// The record's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer(Vec::with_capacity(
-            FIXED_BYTES.saturating_add(self.board.slots().len().saturating_mul(SLOT_BYTES)),
-        ));
+        let mut out =
+            Writer(Vec::with_capacity(FIXED_BYTES.saturating_add(self.board.slots().len().saturating_mul(SLOT_BYTES))));
         out.u32(VERSION);
         let rules = &self.rules;
         out.u32(rules.retreat.base.get());
@@ -77,12 +76,7 @@ impl Ledger {
             capacity,
             queue_max,
             aging: (aging > 0).then(|| Micros::new(aging)),
-            retreat: RetreatRules {
-                enabled,
-                base,
-                floor,
-                retry_after_max: Micros::new(from.u64()?),
-            },
+            retreat: RetreatRules { enabled, base, floor, retry_after_max: Micros::new(from.u64()?) },
         };
         let bucket = Bucket::from_parts(from.u64()?, from.instant()?, from.instant()?);
         let retreat = Retreat {
@@ -122,22 +116,13 @@ impl Ledger {
                 lanes: {
                     let mut lanes = [LaneHead::default(); LANES];
                     for head in &mut lanes {
-                        *head = LaneHead {
-                            count: from.u32()?,
-                            since: from.instant()?,
-                        };
+                        *head = LaneHead { count: from.u32()?, since: from.instant()? };
                     }
                     lanes
                 },
             });
         }
-        (capacity > 0).then_some(Self {
-            rules,
-            bucket,
-            retreat,
-            due,
-            board: Board::from_slots(board),
-        })
+        (capacity > 0).then_some(Self { rules, bucket, retreat, due, board: Board::from_slots(board) })
     }
 }
 
@@ -185,9 +170,7 @@ impl Reader<'_> {
     }
 
     fn rate(&mut self) -> Option<MilliRpm> {
-        self.u32()
-            .map(MilliRpm::new)
-            .filter(|rate| (1..=MilliRpm::from_rpm(RATE_RPM_MAX).get()).contains(&rate.get()))
+        self.u32().map(MilliRpm::new).filter(|rate| (1..=MilliRpm::from_rpm(RATE_RPM_MAX).get()).contains(&rate.get()))
     }
 }
 

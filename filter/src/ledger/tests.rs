@@ -25,31 +25,14 @@ fn at(millis: u64) -> Instant {
 }
 
 /// Puts a request into a worker's queue and asks for its turn; takes the granted ones out of the queue.
-fn arrive(
-    ledger: &mut Ledger,
-    worker: WorkerId,
-    queue: &mut Queue,
-    id: u32,
-    priority: Priority,
-    now: Instant,
-) -> Turn {
+fn arrive(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, id: u32, priority: Priority, now: Instant) -> Turn {
     let waiting = queue.push(RequestId(id), Lane::Queued(priority), now);
-    let arrival = Arrival {
-        request: waiting.request,
-        lane: waiting.lane,
-        arrived: waiting.arrived,
-        may_fall_back: false,
-    };
+    let arrival =
+        Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived, may_fall_back: false };
     take_turn(ledger, worker, queue, Some(arrival), now)
 }
 
-fn take_turn(
-    ledger: &mut Ledger,
-    worker: WorkerId,
-    queue: &mut Queue,
-    arrival: Option<Arrival>,
-    now: Instant,
-) -> Turn {
+fn take_turn(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, arrival: Option<Arrival>, now: Instant) -> Turn {
     ledger.advance(now);
     let (turn, _) = ledger.turn(worker, queue, arrival, now);
     let mut order = queue.in_order(now, ledger.rules().aging);
@@ -60,11 +43,7 @@ fn take_turn(
     if let (Some(arrival), Place::Refused) = (arrival, turn.place) {
         queue.remove(arrival.request);
     }
-    assert_eq!(
-        Ledger::decode(&ledger.encode()).as_ref(),
-        Some(&*ledger),
-        "the record reads as it was written"
-    );
+    assert_eq!(Ledger::decode(&ledger.encode()).as_ref(), Some(&*ledger), "the record reads as it was written");
     turn
 }
 
@@ -73,16 +52,10 @@ fn a_token_that_is_there_goes_at_once() {
     let mut ledger = Ledger::new(RULES, 2, at(0));
     let mut queue = Queue::default();
     for id in 1..=2 {
-        assert_eq!(
-            arrive(&mut ledger, A, &mut queue, id, Priority::Low, at(0)).granted,
-            1
-        );
+        assert_eq!(arrive(&mut ledger, A, &mut queue, id, Priority::Low, at(0)).granted, 1);
     }
     let third = arrive(&mut ledger, A, &mut queue, 3, Priority::Urgent, at(0));
-    assert_eq!(
-        (third.granted, third.place, third.look_again_at),
-        (0, Place::Queued, Some(at(1_000)))
-    );
+    assert_eq!((third.granted, third.place, third.look_again_at), (0, Place::Queued, Some(at(1_000))));
 }
 
 #[test]
@@ -92,30 +65,15 @@ fn the_best_request_of_all_workers_is_served_first() {
     let low = arrive(&mut ledger, A, &mut a, 1, Priority::Low, at(0));
     assert_eq!(low.look_again_at, Some(at(1_000)));
     let urgent = arrive(&mut ledger, B, &mut b, 2, Priority::Urgent, at(10));
-    assert_eq!(
-        urgent.look_again_at,
-        Some(at(1_000)),
-        "the best looks when the token is there"
-    );
+    assert_eq!(urgent.look_again_at, Some(at(1_000)), "the best looks when the token is there");
 
     let too_early = take_turn(&mut ledger, A, &mut a, None, at(1_000));
-    assert_eq!(
-        (too_early.granted, too_early.wake),
-        (0, Some(B)),
-        "not its turn, but it wakes whose turn it is"
-    );
+    assert_eq!((too_early.granted, too_early.wake), (0, Some(B)), "not its turn, but it wakes whose turn it is");
     assert_eq!(too_early.look_again_at, Some(at(1_000).after(GRACE)));
 
     let due = take_turn(&mut ledger, B, &mut b, None, at(1_001));
-    assert_eq!(
-        (due.granted, due.wake),
-        (1, Some(A)),
-        "and the next best learns that it is now the best"
-    );
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted,
-        1
-    );
+    assert_eq!((due.granted, due.wake), (1, Some(A)), "and the next best learns that it is now the best");
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted, 1);
     assert!(ledger.board().slots().is_empty());
 }
 
@@ -125,14 +83,8 @@ fn within_a_level_who_came_first_goes_first_whichever_worker_holds_it() {
     let (mut a, mut b) = (Queue::default(), Queue::default());
     arrive(&mut ledger, B, &mut b, 1, Priority::Normal, at(1));
     arrive(&mut ledger, A, &mut a, 2, Priority::Normal, at(2));
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut a, None, at(1_000)).granted,
-        0
-    );
-    assert_eq!(
-        take_turn(&mut ledger, B, &mut b, None, at(1_000)).granted,
-        1
-    );
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(1_000)).granted, 0);
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(1_000)).granted, 1);
 }
 
 #[test]
@@ -144,26 +96,12 @@ fn a_worker_that_does_not_come_is_passed_over_once_and_then_taken_off() {
         arrive(&mut ledger, A, &mut a, id, Priority::Normal, at(0));
     }
     let grace_over = at(1_000).after(GRACE);
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut a, None, at(1_029)).granted,
-        0
-    );
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut a, None, grace_over).granted,
-        1
-    );
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted,
-        1,
-        "the stall costs one grace, not two"
-    );
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(1_029)).granted, 0);
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, grace_over).granted, 1);
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted, 1, "the stall costs one grace, not two");
     assert_eq!(ledger.board().totals().iter().sum::<u32>(), 1);
     take_turn(&mut ledger, A, &mut a, None, at(0).after(SLOT_TTL));
-    assert_eq!(
-        ledger.board().totals().iter().sum::<u32>(),
-        0,
-        "a silent worker's requests no longer count"
-    );
+    assert_eq!(ledger.board().totals().iter().sum::<u32>(), 0, "a silent worker's requests no longer count");
 }
 
 #[test]
@@ -173,20 +111,10 @@ fn a_worker_that_was_passed_over_counts_again_as_soon_as_it_speaks() {
     arrive(&mut ledger, B, &mut b, 1, Priority::Urgent, at(0));
     arrive(&mut ledger, A, &mut a, 2, Priority::Normal, at(0));
     take_turn(&mut ledger, A, &mut a, None, at(1_050));
-    assert_eq!(
-        take_turn(&mut ledger, B, &mut b, None, at(1_060)).granted,
-        0,
-        "the token is gone"
-    );
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(1_060)).granted, 0, "the token is gone");
     arrive(&mut ledger, A, &mut a, 3, Priority::Normal, at(1_500));
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut a, None, at(2_000)).wake,
-        Some(B)
-    );
-    assert_eq!(
-        take_turn(&mut ledger, B, &mut b, None, at(2_000)).granted,
-        1
-    );
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).wake, Some(B));
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(2_000)).granted, 1);
 }
 
 #[test]
@@ -194,19 +122,10 @@ fn the_bound_counts_all_workers() {
     let mut ledger = Ledger::new(RULES, 0, at(0));
     let (mut a, mut b) = (Queue::default(), Queue::default());
     for id in 1..=2 {
-        assert_eq!(
-            arrive(&mut ledger, A, &mut a, id, Priority::Low, at(0)).place,
-            Place::Queued
-        );
+        assert_eq!(arrive(&mut ledger, A, &mut a, id, Priority::Low, at(0)).place, Place::Queued);
     }
-    assert_eq!(
-        arrive(&mut ledger, B, &mut b, 3, Priority::Urgent, at(0)).place,
-        Place::Queued
-    );
-    assert_eq!(
-        arrive(&mut ledger, B, &mut b, 4, Priority::Urgent, at(0)).place,
-        Place::Refused
-    );
+    assert_eq!(arrive(&mut ledger, B, &mut b, 3, Priority::Urgent, at(0)).place, Place::Queued);
+    assert_eq!(arrive(&mut ledger, B, &mut b, 4, Priority::Urgent, at(0)).place, Place::Refused);
     assert_eq!(ledger.board().totals().iter().sum::<u32>(), 3);
 }
 
@@ -217,12 +136,8 @@ fn outside_a_full_queue_there_is_as_much_room_again() {
     let mut places = Vec::new();
     for id in 1..=7 {
         let waiting = queue.push(RequestId(id), Lane::Queued(Priority::High), at(0));
-        let arrival = Arrival {
-            request: waiting.request,
-            lane: waiting.lane,
-            arrived: waiting.arrived,
-            may_fall_back: true,
-        };
+        let arrival =
+            Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived, may_fall_back: true };
         let turn = take_turn(&mut ledger, A, &mut queue, Some(arrival), at(0));
         if let Place::Fallback(lane) = turn.place {
             queue.shift(RequestId(id), lane);
@@ -234,16 +149,11 @@ fn outside_a_full_queue_there_is_as_much_room_again() {
     assert_eq!(places[3..6], [fallback; 3]);
     assert_eq!(places[6], Place::Refused);
     // A queued request that comes later still goes before those outside.
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted,
-        1
-    );
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted, 1);
     arrive(&mut ledger, A, &mut queue, 9, Priority::Low, at(1_001));
     let order: Vec<u32> = {
         let mut order = queue.in_order(at(1_001), None);
-        core::iter::from_fn(|| order.advance())
-            .map(|w| w.request.0)
-            .collect()
+        core::iter::from_fn(|| order.advance()).map(|w| w.request.0).collect()
     };
     assert_eq!(order, [2, 3, 9, 4, 5, 6]);
 }
@@ -251,51 +161,21 @@ fn outside_a_full_queue_there_is_as_much_room_again() {
 #[test]
 fn a_pause_that_the_upstream_asked_for_holds_everyone() {
     let mut ledger = Ledger::new(RULES, 2, at(0));
-    let answer = Answer {
-        granted_at: at(0),
-        throttled: true,
-        retry_after: Some(Micros::from_secs(7)),
-    };
+    let answer = Answer { granted_at: at(0), throttled: true, retry_after: Some(Micros::from_secs(7)) };
     assert!(ledger.answer(answer, at(0)).is_some());
     let mut queue = Queue::default();
     let turn = arrive(&mut ledger, A, &mut queue, 1, Priority::Urgent, at(1));
     assert_eq!((turn.granted, turn.look_again_at), (0, Some(at(7_000))));
-    assert_eq!(
-        take_turn(&mut ledger, A, &mut queue, None, at(7_000)).granted,
-        1
-    );
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(7_000)).granted, 1);
 }
 
 #[test]
 fn new_rules_keep_the_level_as_far_as_it_fits() {
-    let mut ledger = Ledger::new(
-        Rules {
-            capacity: 10,
-            ..RULES
-        },
-        10,
-        at(0),
-    );
-    ledger.adopt(
-        Rules {
-            capacity: 4,
-            ..RULES
-        },
-        at(0),
-    );
+    let mut ledger = Ledger::new(Rules { capacity: 10, ..RULES }, 10, at(0));
+    ledger.adopt(Rules { capacity: 4, ..RULES }, at(0));
     assert_eq!(ledger.bucket().available(), 4);
-    ledger.adopt(
-        Rules {
-            capacity: 10,
-            ..RULES
-        },
-        at(0),
-    );
-    assert_eq!(
-        ledger.bucket().available(),
-        4,
-        "a larger bucket is not filled for free"
-    );
+    ledger.adopt(Rules { capacity: 10, ..RULES }, at(0));
+    assert_eq!(ledger.bucket().available(), 4, "a larger bucket is not filled for free");
 }
 
 #[test]
@@ -326,14 +206,7 @@ fn more_workers_than_the_board_has_lines_do_no_harm() {
     let mut ledger = Ledger::new(RULES, 0, at(0));
     for worker in 0..WORKERS_MAX as u32 + 10 {
         let mut queue = Queue::default();
-        arrive(
-            &mut ledger,
-            WorkerId(worker + 1),
-            &mut queue,
-            1,
-            Priority::Low,
-            at(0),
-        );
+        arrive(&mut ledger, WorkerId(worker + 1), &mut queue, 1, Priority::Low, at(0));
     }
     assert!(ledger.board().slots().len() <= WORKERS_MAX);
 }

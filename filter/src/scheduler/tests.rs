@@ -23,10 +23,7 @@ fn settings(rpm: u32, capacity: u32) -> LimitSettings {
                 retry_after_max: Micros::from_secs(300),
             },
         },
-        patience: Patience {
-            low: Micros::from_secs(30),
-            others: Micros::from_secs(120),
-        },
+        patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: false,
     }
 }
@@ -61,9 +58,7 @@ fn refused(actions: &[Action]) -> Vec<(u32, Outcome)> {
     actions
         .iter()
         .filter_map(|action| match action {
-            Action::Reply {
-                request, outcome, ..
-            } => Some((request.0, *outcome)),
+            Action::Reply { request, outcome, .. } => Some((request.0, *outcome)),
             _ => None,
         })
         .collect()
@@ -89,26 +84,15 @@ impl One {
     }
 
     fn configure(&mut self, settings: LimitSettings, now: Instant) {
-        self.limit =
-            self.scheduler
-                .configure("nvidia", settings, now, &mut self.store, &mut self.gauge);
+        self.limit = self.scheduler.configure("nvidia", settings, now, &mut self.store, &mut self.gauge);
     }
 
     fn arrive(&mut self, id: u32, priority: Priority, now: Instant) -> Vec<Action> {
-        self.scheduler.arrive(
-            self.limit,
-            RequestId(id),
-            priority,
-            A,
-            now,
-            &mut self.store,
-            &mut self.gauge,
-        )
+        self.scheduler.arrive(self.limit, RequestId(id), priority, A, now, &mut self.store, &mut self.gauge)
     }
 
     fn wake(&mut self, now: Instant) -> Vec<Action> {
-        self.scheduler
-            .wake(false, A, now, &mut self.store, &mut self.gauge)
+        self.scheduler.wake(false, A, now, &mut self.store, &mut self.gauge)
     }
 }
 
@@ -116,12 +100,7 @@ impl One {
 fn served_by_priority_as_tokens_come() {
     let mut one = One::new(settings(60, 1));
     assert_eq!(resumed(&one.arrive(1, Priority::Normal, at(0))), [1]);
-    for (id, priority) in [
-        (2, Priority::Low),
-        (3, Priority::Normal),
-        (4, Priority::Urgent),
-        (5, Priority::High),
-    ] {
+    for (id, priority) in [(2, Priority::Low), (3, Priority::Normal), (4, Priority::Urgent), (5, Priority::High)] {
         assert!(resumed(&one.arrive(id, priority, at(0))).is_empty());
     }
     let mut order = Vec::new();
@@ -130,15 +109,7 @@ fn served_by_priority_as_tokens_come() {
     {
         order.extend(resumed(&one.wake(next)).into_iter().map(|id| (id, next)));
     }
-    assert_eq!(
-        order,
-        [
-            (4, at(1_000)),
-            (5, at(2_000)),
-            (3, at(3_000)),
-            (2, at(4_000))
-        ]
-    );
+    assert_eq!(order, [(4, at(1_000)), (5, at(2_000)), (3, at(3_000)), (2, at(4_000))]);
     assert_eq!(one.gauge.0, [0; LANES]);
 }
 
@@ -146,11 +117,7 @@ fn served_by_priority_as_tokens_come() {
 fn nothing_is_due_once_everything_is_at_rest() {
     let mut one = One::new(settings(60, 2));
     one.arrive(1, Priority::Normal, at(0));
-    assert_eq!(
-        one.scheduler.next_wakeup(),
-        Some(at(1_000)),
-        "to show the full bucket"
-    );
+    assert_eq!(one.scheduler.next_wakeup(), Some(at(1_000)), "to show the full bucket");
     one.wake(at(1_000));
     assert_eq!(one.scheduler.next_wakeup(), None);
 }
@@ -213,21 +180,9 @@ fn a_full_queue_refuses_with_a_time_to_come_back() {
         one.arrive(id, Priority::Normal, at(0));
     }
     let actions = one.arrive(11, Priority::Normal, at(0));
-    let [
-        Action::Reply {
-            outcome,
-            retry_after_s,
-            ..
-        },
-    ] = actions[..]
-    else {
-        panic!("one reply, got {actions:?}")
-    };
+    let [Action::Reply { outcome, retry_after_s, .. }] = actions[..] else { panic!("one reply, got {actions:?}") };
     assert_eq!(outcome, Outcome::QueueFull);
-    assert!(
-        (11..=14).contains(&retry_after_s),
-        "eleven are ahead, got {retry_after_s}"
-    );
+    assert!((11..=14).contains(&retry_after_s), "eleven are ahead, got {retry_after_s}");
 }
 
 #[test]
@@ -238,11 +193,7 @@ fn new_settings_hold_for_those_who_wait() {
     let mut shorter = settings(1, 1);
     shorter.patience.others = Micros::from_secs(5);
     one.configure(shorter, at(1_000));
-    assert_eq!(
-        one.scheduler.next_wakeup(),
-        Some(at(1_000)),
-        "to look at them anew"
-    );
+    assert_eq!(one.scheduler.next_wakeup(), Some(at(1_000)), "to look at them anew");
     assert!(refused(&one.wake(at(1_000))).is_empty());
     assert_eq!(refused(&one.wake(at(5_000))), [(2, Outcome::RateLimited)]);
     one.configure(settings(60_000, 10), at(6_000));
@@ -258,28 +209,14 @@ fn two_workers_keep_one_order_and_one_bucket() {
     b.configure("nvidia", settings, at(0), &mut store, &mut gauge);
     let mut order = Vec::new();
     for id in 0..8u32 {
-        let (scheduler, worker) = if id % 2 == 0 {
-            (&mut a, A)
-        } else {
-            (&mut b, B)
-        };
+        let (scheduler, worker) = if id % 2 == 0 { (&mut a, A) } else { (&mut b, B) };
         let priority = Priority::ALL[(3 - id / 2) as usize];
-        let actions = scheduler.arrive(
-            limit,
-            RequestId(id),
-            priority,
-            worker,
-            at(u64::from(id)),
-            &mut store,
-            &mut gauge,
-        );
+        let actions =
+            scheduler.arrive(limit, RequestId(id), priority, worker, at(u64::from(id)), &mut store, &mut gauge);
         order.extend(resumed(&actions));
     }
     for _ in 0..100 {
-        let next = [a.next_wakeup(), b.next_wakeup()]
-            .into_iter()
-            .flatten()
-            .min();
+        let next = [a.next_wakeup(), b.next_wakeup()].into_iter().flatten().min();
         let Some(now) = next else { break };
         for (scheduler, worker) in [(&mut a, A), (&mut b, B)] {
             if scheduler.next_wakeup() == Some(now) {
@@ -303,47 +240,21 @@ impl Store for Broken {
     fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
         self.inner.load(key)
     }
-    fn swap(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        version: Option<Version>,
-    ) -> Result<Swap, StoreError> {
-        if self.broken {
-            Ok(Swap::Lost)
-        } else {
-            self.inner.swap(key, value, version)
-        }
+    fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
+        if self.broken { Ok(Swap::Lost) } else { self.inner.swap(key, value, version) }
     }
 }
 
 #[test]
 fn a_store_that_fails_grants_nothing_and_loses_nothing() {
-    let mut store = Broken {
-        inner: MemoryStore::default(),
-        broken: true,
-    };
+    let mut store = Broken { inner: MemoryStore::default(), broken: true };
     let mut scheduler = Scheduler::default();
     let limit = scheduler.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
-    let actions = scheduler.arrive(
-        limit,
-        RequestId(1),
-        Priority::Normal,
-        A,
-        at(0),
-        &mut store,
-        &mut (),
-    );
+    let actions = scheduler.arrive(limit, RequestId(1), Priority::Normal, A, at(0), &mut store, &mut ());
     assert!(actions.is_empty());
-    assert_eq!(
-        (scheduler.waiting(limit), scheduler.next_wakeup()),
-        (1, Some(at(1)))
-    );
+    assert_eq!((scheduler.waiting(limit), scheduler.next_wakeup()), (1, Some(at(1))));
     store.broken = false;
-    assert_eq!(
-        resumed(&scheduler.wake(false, A, at(1), &mut store, &mut ())),
-        [1]
-    );
+    assert_eq!(resumed(&scheduler.wake(false, A, at(1), &mut store, &mut ())), [1]);
 }
 
 #[test]

@@ -3,9 +3,7 @@
 
 /// The headers of a serialised map. Ends early, and quietly, where the bytes are not what the ABI promises.
 pub fn pairs(map: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let count = map
-        .first_chunk()
-        .map_or(0, |count| u32::from_le_bytes(*count) as usize);
+    let count = map.first_chunk().map_or(0, |count| u32::from_le_bytes(*count) as usize);
     let sizes_end = count.saturating_mul(8).saturating_add(4);
     let (sizes, data) = map.split_at_checked(sizes_end).unwrap_or_default();
     let mut rest = data;
@@ -14,16 +12,12 @@ pub fn pairs(map: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
         rest = tail.get(1..).unwrap_or_default();
         Some(value)
     };
-    sizes
-        .get(4..)
-        .unwrap_or_default()
-        .chunks_exact(8)
-        .map_while(move |sizes| {
-            let (name, value) = sizes.split_first_chunk::<4>()?;
-            let name = take(u32::from_le_bytes(*name) as usize)?;
-            let value = take(u32::from_le_bytes(*value.first_chunk()?) as usize)?;
-            Some((name, value))
-        })
+    sizes.get(4..).unwrap_or_default().chunks_exact(8).map_while(move |sizes| {
+        let (name, value) = sizes.split_first_chunk::<4>()?;
+        let name = take(u32::from_le_bytes(*name) as usize)?;
+        let value = take(u32::from_le_bytes(*value.first_chunk()?) as usize)?;
+        Some((name, value))
+    })
 }
 
 /// A serialised map of these headers.

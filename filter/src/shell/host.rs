@@ -53,13 +53,7 @@ mod raw {
             data: *mut *mut u8,
             size: *mut usize,
         ) -> u32;
-        pub fn proxy_set_buffer_bytes(
-            buffer: u32,
-            start: usize,
-            size: usize,
-            data: *const u8,
-            len: usize,
-        ) -> u32;
+        pub fn proxy_set_buffer_bytes(buffer: u32, start: usize, size: usize, data: *const u8, len: usize) -> u32;
         pub fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
         pub fn proxy_replace_header_map_value(
             map: u32,
@@ -69,12 +63,7 @@ mod raw {
             value_size: usize,
         ) -> u32;
         pub fn proxy_remove_header_map_value(map: u32, key: *const u8, key_size: usize) -> u32;
-        pub fn proxy_get_property(
-            path: *const u8,
-            path_size: usize,
-            data: *mut *mut u8,
-            size: *mut usize,
-        ) -> u32;
+        pub fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
         pub fn proxy_get_shared_data(
             key: *const u8,
             key_size: usize,
@@ -117,11 +106,7 @@ mod raw {
 }
 
 fn checked(status: u32) -> Result<(), Refused> {
-    if status == OK {
-        Ok(())
-    } else {
-        Err(Refused(status))
-    }
+    if status == OK { Ok(()) } else { Err(Refused(status)) }
 }
 
 /// Takes over a buffer that the host filled. The host allocates it through the SDK's `malloc`, as a boxed slice of
@@ -146,11 +131,7 @@ pub fn now() -> Instant {
     let mut nanos = 0u64;
     // SAFETY: the pointer is to a live local.
     let status = unsafe { raw::clock_time_get(MONOTONIC, 1_000, &mut nanos) };
-    if status == OK {
-        Instant::from_micros(nanos / 1_000)
-    } else {
-        Instant::ZERO
-    }
+    if status == OK { Instant::from_micros(nanos / 1_000) } else { Instant::ZERO }
 }
 
 /// Seconds since 1970 on the wall clock; zero should the host refuse.
@@ -158,11 +139,7 @@ pub fn wall_clock_s() -> u64 {
     let mut nanos = 0u64;
     // SAFETY: the pointer is to a live local.
     let status = unsafe { raw::proxy_get_current_time_nanoseconds(&mut nanos) };
-    if status == OK {
-        nanos / 1_000_000_000
-    } else {
-        0
-    }
+    if status == OK { nanos / 1_000_000_000 } else { 0 }
 }
 
 /// Arms the timer of the effective root context, or switches it off with [`Micros::ZERO`]. Whole milliseconds, rounded
@@ -203,9 +180,7 @@ pub fn buffer(buffer: Buffer, start: usize, max: usize) -> Result<Vec<u8>, Refus
 /// Replaces `size` bytes of a buffer.
 pub fn replace_buffer(buffer: Buffer, size: usize, with: &[u8]) -> Result<(), Refused> {
     // SAFETY: the pointer and length are those of a live slice.
-    checked(unsafe {
-        raw::proxy_set_buffer_bytes(buffer as u32, 0, size, with.as_ptr(), with.len())
-    })
+    checked(unsafe { raw::proxy_set_buffer_bytes(buffer as u32, 0, size, with.as_ptr(), with.len()) })
 }
 
 /// All headers of a map, as the host wrote them: read them with [`super::headers::pairs`].
@@ -220,13 +195,7 @@ pub fn header_map(map: Map) -> Result<Vec<u8>, Refused> {
 pub fn set_header(map: Map, name: &str, value: &[u8]) -> Result<(), Refused> {
     // SAFETY: the pointers and lengths are those of live slices.
     checked(unsafe {
-        raw::proxy_replace_header_map_value(
-            map as u32,
-            name.as_ptr(),
-            name.len(),
-            value.as_ptr(),
-            value.len(),
-        )
+        raw::proxy_replace_header_map_value(map as u32, name.as_ptr(), name.len(), value.as_ptr(), value.len())
     })
 }
 
@@ -257,9 +226,7 @@ pub fn property_u64(path: &str) -> Option<u64> {
 pub fn shared_data(key: &str) -> Result<Option<(Vec<u8>, u32)>, Refused> {
     let (mut data, mut size, mut cas) = (null_mut(), 0, 0);
     // SAFETY: the pointers are to live locals and the pointer and length of a live string.
-    match unsafe {
-        raw::proxy_get_shared_data(key.as_ptr(), key.len(), &mut data, &mut size, &mut cas)
-    } {
+    match unsafe { raw::proxy_get_shared_data(key.as_ptr(), key.len(), &mut data, &mut size, &mut cas) } {
         OK => Ok(Some((owned(data, size), cas))),
         NOT_FOUND => Ok(None),
         status => Err(Refused(status)),
@@ -269,9 +236,7 @@ pub fn shared_data(key: &str) -> Result<Option<(Vec<u8>, u32)>, Refused> {
 /// Puts a value into shared data if it still has the version `cas`; answers whether it did.
 pub fn swap_shared_data(key: &str, value: &[u8], cas: u32) -> Result<bool, Refused> {
     // SAFETY: the pointers and lengths are those of live slices.
-    match unsafe {
-        raw::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas)
-    } {
+    match unsafe { raw::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas) } {
         OK => Ok(true),
         CAS_MISMATCH => Ok(false),
         status => Err(Refused(status)),
@@ -316,12 +281,7 @@ pub fn resume_request() -> Result<(), Refused> {
 
 /// Answers the effective stream, after the running callback. `details` becomes the response code details in Envoy's
 /// access log.
-pub fn reply(
-    status: u16,
-    details: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> Result<(), Refused> {
+pub fn reply(status: u16, details: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<(), Refused> {
     const NO_GRPC_STATUS: i32 = -1;
     let headers = super::headers::serialise(headers);
     // SAFETY: the pointers and lengths are those of live slices.

@@ -25,10 +25,7 @@ pub struct Http {
 impl Http {
     /// The context of `stream`.
     pub fn new(stream: Option<Rc<Stream>>) -> Self {
-        Self {
-            stream,
-            new_body: None,
-        }
+        Self { stream, new_body: None }
     }
 
     /// Reads the request's headers, and decides what they alone can decide.
@@ -41,53 +38,34 @@ impl Http {
             }
         };
         let config = &stream.plugin.config;
-        let mut head = Head {
-            ends_here,
-            ..Head::default()
-        };
+        let mut head = Head { ends_here, ..Head::default() };
         let mut asked: Option<Option<Priority>> = None;
         let mut size_of_head = 0usize;
         for (name, value) in headers::pairs(&map) {
-            size_of_head = size_of_head
-                .saturating_add(name.len())
-                .saturating_add(value.len());
+            size_of_head = size_of_head.saturating_add(name.len()).saturating_add(value.len());
             match name {
                 b":path" => head.path = value,
                 b":authority" => head.authority = value,
-                b"content-type" => {
-                    head.content_type =
-                        Some(head.content_type.map_or(value, |_| b"application/json"))
-                }
+                b"content-type" => head.content_type = Some(head.content_type.map_or(value, |_| b"application/json")),
                 b"content-encoding" => {
-                    head.content_encoding =
-                        Some(head.content_encoding.map_or(value, |_| b"several"))
+                    head.content_encoding = Some(head.content_encoding.map_or(value, |_| b"several"))
                 }
                 b"authorization" => stream.has_authorization.set(true),
                 name if name == config.priority.header.as_bytes() => {
                     // Asked twice is as good as asked nonsense.
-                    asked = Some(if asked.is_none() {
-                        Priority::parse(value)
-                    } else {
-                        None
-                    });
+                    asked = Some(if asked.is_none() { Priority::parse(value) } else { None });
                 }
                 name if name.starts_with(b"x-nimgate-") => {
-                    size_of_head = size_of_head
-                        .saturating_sub(name.len())
-                        .saturating_sub(value.len());
+                    size_of_head = size_of_head.saturating_sub(name.len()).saturating_sub(value.len());
                     let _ = host::remove_header(Map::Request, name);
                 }
                 _ => {}
             }
         }
         let priority = asked.flatten().unwrap_or(config.priority.default);
-        stream
-            .priority
-            .set(priority.capped(config.priority.ceiling));
+        stream.priority.set(priority.capped(config.priority.ceiling));
         let by_cluster = config.limits.iter().any(|limit| !limit.clusters.is_empty());
-        let cluster = by_cluster
-            .then(|| host::property("xds\0cluster_name"))
-            .flatten();
+        let cluster = by_cluster.then(|| host::property("xds\0cluster_name")).flatten();
         head.cluster = cluster.as_deref();
         match classify::at_head(config, &head) {
             AtHead::Decided(classified) => {
@@ -116,10 +94,7 @@ impl Http {
     /// Reads what has come of the body since the last time.
     fn body(stream: &Rc<Stream>, size: usize, ends_here: bool) -> Action {
         // Only while the request is held does a body's being shown say anything about the host.
-        let held = matches!(
-            &*stream.state.borrow(),
-            State::Reading(..) | State::Waiting(_)
-        );
+        let held = matches!(&*stream.state.borrow(), State::Reading(..) | State::Waiting(_));
         if held && stream.plugin.body_view.get() != BodyView::Shown {
             worker::with(|worker| worker.body_shown(&stream.plugin));
         }
@@ -147,11 +122,7 @@ impl Http {
             worker::with(|worker| worker.metrics.passed());
             return Action::Continue;
         }
-        if ends_here {
-            Self::body_complete(stream)
-        } else {
-            Action::Pause
-        }
+        if ends_here { Self::body_complete(stream) } else { Action::Pause }
     }
 
     fn body_complete(stream: &Rc<Stream>) -> Action {
@@ -203,37 +174,23 @@ impl Http {
 
     /// Takes in the upstream's answer and adds to its headers what the client may want to know.
     fn upstream_answered(stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8]) {
-        stream.become_(State::Granted(Granted {
-            answered: true,
-            ..granted
-        }));
+        stream.become_(State::Granted(Granted { answered: true, ..granted }));
         let mut pause = None;
         let mut has_ratelimit = false;
         for (name, value) in headers::pairs(map) {
             match name {
-                b"retry-after" => {
-                    pause = pause.max(retry_after::parse(value, host::wall_clock_s()))
-                }
+                b"retry-after" => pause = pause.max(retry_after::parse(value, host::wall_clock_s())),
                 name if name.starts_with(b"x-nimgate-") => {
                     let _ = host::remove_header(Map::Response, name);
                 }
-                name if name.starts_with(b"x-ratelimit-") && name.ends_with(b"-requests") => {
-                    has_ratelimit = true
-                }
+                name if name.starts_with(b"x-ratelimit-") && name.ends_with(b"-requests") => has_ratelimit = true,
                 _ => {}
             }
         }
-        let answer = Answer {
-            granted_at: granted.at,
-            throttled: Outcome::is_throttled(status),
-            retry_after: pause,
-        };
+        let answer = Answer { granted_at: granted.at, throttled: Outcome::is_throttled(status), retry_after: pause };
         let limit = stream.limit(granted.limit);
-        let snapshot = limit
-            .and_then(|limit| {
-                worker::with(|worker| worker.answered(limit, status, answer, stream.id))
-            })
-            .flatten();
+        let snapshot =
+            limit.and_then(|limit| worker::with(|worker| worker.answered(limit, status, answer, stream.id))).flatten();
         let waited = granted.waited.as_millis().to_string();
         let _ = host::set_header(Map::Response, "x-nimgate-queue-ms", waited.as_bytes());
         if let (Some(snapshot), false) = (snapshot, has_ratelimit) {
@@ -259,21 +216,13 @@ impl Http {
         }
         let body = failure.body(&stream.message(limit, outcome, None));
         let _ = host::set_header(Map::Response, "content-type", b"application/json");
-        let _ = host::set_header(
-            Map::Response,
-            "content-length",
-            body.len().to_string().as_bytes(),
-        );
+        let _ = host::set_header(Map::Response, "content-length", body.len().to_string().as_bytes());
         self.new_body = Some(body);
     }
 }
 
 fn action(goes_on: bool) -> Action {
-    if goes_on {
-        Action::Continue
-    } else {
-        Action::Pause
-    }
+    if goes_on { Action::Continue } else { Action::Pause }
 }
 
 impl Context for Http {
@@ -287,21 +236,15 @@ impl Context for Http {
 
 impl HttpContext for Http {
     fn on_http_request_headers(&mut self, _: usize, ends_here: bool) -> Action {
-        self.stream
-            .as_ref()
-            .map_or(Action::Continue, |stream| Self::head(stream, ends_here))
+        self.stream.as_ref().map_or(Action::Continue, |stream| Self::head(stream, ends_here))
     }
 
     fn on_http_request_body(&mut self, size: usize, ends_here: bool) -> Action {
-        self.stream.as_ref().map_or(Action::Continue, |stream| {
-            Self::body(stream, size, ends_here)
-        })
+        self.stream.as_ref().map_or(Action::Continue, |stream| Self::body(stream, size, ends_here))
     }
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        self.stream
-            .as_ref()
-            .map_or(Action::Continue, Self::body_complete)
+        self.stream.as_ref().map_or(Action::Continue, Self::body_complete)
     }
 
     fn on_http_response_headers(&mut self, _: usize, ends_here: bool) -> Action {

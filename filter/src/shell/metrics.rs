@@ -89,12 +89,7 @@ impl Metrics {
     /// Makes the counters and gauges of a limit known, so that they are scraped as 0 before the first request.
     pub fn show_limit(&mut self, id: LimitId) {
         for priority in Priority::ALL {
-            self.id(Key(
-                Metric::Requests,
-                Some(id.0),
-                priority.name(),
-                Outcome::Forwarded.label(),
-            ));
+            self.id(Key(Metric::Requests, Some(id.0), priority.name(), Outcome::Forwarded.label()));
             self.id(Key(Metric::QueueLength, Some(id.0), priority.name(), ""));
         }
         for metric in [Metric::FallbackLength, Metric::Fallback] {
@@ -105,15 +100,7 @@ impl Metrics {
 
     /// A metered request ended. `None` for a request that was refused before any limit took it.
     pub fn ended(&mut self, limit: Option<LimitId>, priority: Priority, outcome: Outcome) {
-        self.add(
-            Key(
-                Metric::Requests,
-                limit.map(|id| id.0),
-                priority.name(),
-                outcome.label(),
-            ),
-            1,
-        );
+        self.add(Key(Metric::Requests, limit.map(|id| id.0), priority.name(), outcome.label()), 1);
     }
 
     /// A request passed through.
@@ -176,11 +163,7 @@ impl Metrics {
             (None, Metric::Requests) => Some("none"),
             (None, _) => None,
         };
-        for (label, value) in [
-            ("limit", limit),
-            (first_label, Some(first)),
-            (second_label, Some(second)),
-        ] {
+        for (label, value) in [("limit", limit), (first_label, Some(first)), (second_label, Some(second))] {
             if let (false, Some(value)) = (label.is_empty(), value) {
                 full.push('.');
                 full.push_str(label);
@@ -197,10 +180,7 @@ impl Metrics {
 
 impl Observer for Metrics {
     fn granted(&mut self, limit: LimitId, priority: Priority, waited: Micros) {
-        self.record(
-            Key(Metric::QueueTime, Some(limit.0), priority.name(), ""),
-            waited.as_millis(),
-        );
+        self.record(Key(Metric::QueueTime, Some(limit.0), priority.name(), ""), waited.as_millis());
     }
 
     fn fell_back(&mut self, limit: LimitId) {
@@ -210,9 +190,7 @@ impl Observer for Metrics {
     fn queue_changed(&mut self, limit: LimitId, differences: [i64; LANES]) {
         for (lane, difference) in Lane::ALL.into_iter().zip(differences) {
             let key = match lane {
-                Lane::Queued(priority) => {
-                    Key(Metric::QueueLength, Some(limit.0), priority.name(), "")
-                }
+                Lane::Queued(priority) => Key(Metric::QueueLength, Some(limit.0), priority.name(), ""),
                 Lane::Fallback(_) => Key(Metric::FallbackLength, Some(limit.0), "", ""),
             };
             self.add(key, difference);

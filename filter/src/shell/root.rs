@@ -26,17 +26,9 @@ impl Root {
     fn configure(&mut self, json: &[u8]) -> Result<(), String> {
         let config = Config::parse(json).map_err(|error| error.to_string())?;
         logging::set_level(config.log_level);
-        let keys: Vec<Option<String>> = config
-            .limits
-            .iter()
-            .map(|limit| key(&limit.name, &limit.key))
-            .collect();
+        let keys: Vec<Option<String>> = config.limits.iter().map(|limit| key(&limit.name, &limit.key)).collect();
         let context = self.id;
-        let names: Vec<&str> = config
-            .limits
-            .iter()
-            .map(|limit| limit.name.as_str())
-            .collect();
+        let names: Vec<&str> = config.limits.iter().map(|limit| limit.name.as_str()).collect();
         event!(info, "configured", "limits": names, "version": env!("CARGO_PKG_VERSION"));
         self.plugin = worker::with(|worker| {
             worker.configure(config, |config, limits| Plugin {
@@ -59,9 +51,7 @@ fn key(limit: &str, source: &KeySource) -> Option<String> {
         KeySource::Inline(key) => Some(key.clone()),
         KeySource::Env(name) => {
             let value = host::environment(name).map(|value| value.trim().to_owned());
-            let usable = value.filter(|value| {
-                !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic())
-            });
+            let usable = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic()));
             if usable.is_none() {
                 event!(
                     warn,
@@ -117,10 +107,7 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        let stream = self
-            .plugin
-            .as_ref()
-            .map(|plugin| Rc::new(Stream::new(id, Rc::clone(plugin))));
+        let stream = self.plugin.as_ref().map(|plugin| Rc::new(Stream::new(id, Rc::clone(plugin))));
         Some(Box::new(Http::new(stream)))
     }
 

@@ -15,12 +15,7 @@ impl Store for SharedData {
         }
     }
 
-    fn swap(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        version: Option<Version>,
-    ) -> Result<Swap, StoreError> {
+    fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
         match host::swap_shared_data(key, value, version.map_or(CREATE, Version::get)) {
             Ok(true) => Ok(Swap::Replaced),
             Ok(false) => Ok(Swap::Lost),

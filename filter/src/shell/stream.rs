@@ -110,8 +110,7 @@ impl Stream {
 
     /// The name of a limit of the configuration; empty for none.
     pub fn limit_name(&self, at: Option<usize>) -> &str {
-        at.and_then(|at| self.plugin.config.limits.get(at))
-            .map_or("", |limit| &limit.name)
+        at.and_then(|at| self.plugin.config.limits.get(at)).map_or("", |limit| &limit.name)
     }
 
     fn settings(&self, at: Option<usize>) -> Option<&LimitSettings> {
@@ -133,9 +132,7 @@ impl Stream {
         let mut set = vec![("x-nimgate-limit", name.as_bytes().to_vec())];
         match self.plugin.keys.get(limit) {
             Some(Some(key)) => set.push(("authorization", format!("Bearer {key}").into_bytes())),
-            _ if !self.has_authorization.get() => {
-                set.push(("authorization", b"Bearer nvidia".to_vec()))
-            }
+            _ if !self.has_authorization.get() => set.push(("authorization", b"Bearer nvidia".to_vec())),
             _ => {}
         }
         for (header, value) in set {
@@ -143,12 +140,7 @@ impl Stream {
                 event!(error, "host_refused", "call": "set request header", "header": header, "status": refused.0);
             }
         }
-        self.become_(State::Granted(Granted {
-            limit,
-            at: now,
-            waited,
-            answered: false,
-        }));
+        self.become_(State::Granted(Granted { limit, at: now, waited, answered: false }));
     }
 
     /// Answers the request with the words for `outcome`. The stream's own context must be in effect.
@@ -172,12 +164,7 @@ impl Stream {
     }
 
     /// The sentence for a failure of this request.
-    pub fn message(
-        &self,
-        limit: Option<usize>,
-        outcome: Outcome,
-        reason: Option<Reason>,
-    ) -> String {
+    pub fn message(&self, limit: Option<usize>, outcome: Outcome, reason: Option<Reason>) -> String {
         Failed {
             outcome,
             limit: self.limit_name(limit),

@@ -29,12 +29,7 @@ thread_local! {
 /// Runs `work` on the worker of this VM. Callbacks of one VM never overlap, so it is always free; were it not, `work`
 /// would not run rather than trap.
 pub fn with<T>(work: impl FnOnce(&mut Worker) -> T) -> Option<T> {
-    WORKER.with(|worker| {
-        worker
-            .try_borrow_mut()
-            .ok()
-            .map(|mut worker| work(&mut worker))
-    })
+    WORKER.with(|worker| worker.try_borrow_mut().ok().map(|mut worker| work(&mut worker)))
 }
 
 /// The state of one VM.
@@ -85,13 +80,7 @@ impl Worker {
                 let id = self.scheduler.next_id(&limit.name);
                 self.metrics.name_limit(id, &limit.name);
                 self.metrics.show_limit(id);
-                self.scheduler.configure(
-                    &limit.name,
-                    limit.settings,
-                    now,
-                    &mut SharedData,
-                    &mut self.metrics,
-                )
+                self.scheduler.configure(&limit.name, limit.settings, now, &mut SharedData, &mut self.metrics)
             })
             .collect();
         let plugin = Rc::new(make(config, limits));
@@ -142,9 +131,7 @@ impl Worker {
         }
         let now = host::now();
         if let Some(me) = self.me.as_ref().map(|me| me.id) {
-            let actions = self
-                .scheduler
-                .wake(woken, me, now, &mut SharedData, &mut self.metrics);
+            let actions = self.scheduler.wake(woken, me, now, &mut SharedData, &mut self.metrics);
             self.carry_out(actions, current);
         }
         self.check_watched(now, current);
@@ -181,21 +168,9 @@ impl Worker {
     }
 
     /// The upstream answered.
-    pub fn answered(
-        &mut self,
-        limit: LimitId,
-        status: u16,
-        answer: Answer,
-        current: u32,
-    ) -> Option<Snapshot> {
+    pub fn answered(&mut self, limit: LimitId, status: u16, answer: Answer, current: u32) -> Option<Snapshot> {
         self.metrics.answered(limit, status);
-        let snapshot = self.scheduler.answer(
-            limit,
-            answer,
-            host::now(),
-            &mut SharedData,
-            &mut self.metrics,
-        );
+        let snapshot = self.scheduler.answer(limit, answer, host::now(), &mut SharedData, &mut self.metrics);
         self.arm(current);
         snapshot
     }
@@ -203,11 +178,7 @@ impl Worker {
     /// A body was announced and has not been shown yet. As long as it is not known whether this host shows bodies at
     /// all, such streams are watched.
     pub fn watch(&mut self, stream: &Rc<Stream>, size_of_head: u64, current: u32) {
-        let watched = Watched {
-            stream: Rc::clone(stream),
-            since: host::now(),
-            size_of_head,
-        };
+        let watched = Watched { stream: Rc::clone(stream), since: host::now(), size_of_head };
         self.watched.insert(stream.request(), watched);
         self.arm(current);
     }
@@ -215,8 +186,7 @@ impl Worker {
     /// The host showed a body: streams of that configuration need not be watched any more.
     pub fn body_shown(&mut self, plugin: &Plugin) {
         if plugin.body_view.replace(BodyView::Shown) != BodyView::Shown {
-            self.watched
-                .retain(|_, watched| watched.stream.plugin.context != plugin.context);
+            self.watched.retain(|_, watched| watched.stream.plugin.context != plugin.context);
         }
     }
 
@@ -228,9 +198,7 @@ impl Worker {
             .values()
             .filter(|watched| now.since(watched.since) >= WATCH_PATIENCE)
             .filter(|watched| {
-                let size = host::on_behalf_of(watched.stream.id, current, || {
-                    host::property_u64("request\0total_size")
-                });
+                let size = host::on_behalf_of(watched.stream.id, current, || host::property_u64("request\0total_size"));
                 matches!(size, Ok(Some(size)) if size > watched.size_of_head)
             })
             .map(|watched| Rc::clone(&watched.stream.plugin))
@@ -277,8 +245,7 @@ impl Worker {
     /// Acts on a verdict; answers whether the stream may go on at once. The caller lets it: from one of the stream's own
     /// callbacks by what it returns, from elsewhere by resuming it.
     pub fn settle(&mut self, stream: &Rc<Stream>, classified: Classified, current: u32) -> bool {
-        self.metrics
-            .classified(classified.unclassifiable, classified.occurrence);
+        self.metrics.classified(classified.unclassifiable, classified.occurrence);
         match classified.verdict {
             Verdict::Pass => {
                 self.metrics.passed();
@@ -310,21 +277,13 @@ impl Worker {
                     };
                     let resumed = host::on_behalf_of(stream.id, current, || {
                         stream.go(waited, now);
-                        if stream.id == current {
-                            Ok(())
-                        } else {
-                            host::resume_request()
-                        }
+                        if stream.id == current { Ok(()) } else { host::resume_request() }
                     });
                     if !matches!(resumed, Ok(Ok(()))) {
                         event!(error, "host_refused", "call": "resume request");
                     }
                 }
-                Action::Reply {
-                    request,
-                    outcome,
-                    retry_after_s,
-                } => {
+                Action::Reply { request, outcome, retry_after_s } => {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
@@ -342,20 +301,10 @@ impl Worker {
 
     /// Arms the timer for the next thing due, or switches it off.
     fn arm(&mut self, current: u32) {
-        let watch = self
-            .watched
-            .values()
-            .map(|watched| watched.since.after(WATCH_PATIENCE))
-            .min();
+        let watch = self.watched.values().map(|watched| watched.since.after(WATCH_PATIENCE)).min();
         let now = host::now();
         // What stays watched past its time is looked at again after a while.
-        let watch = watch.map(|at| {
-            if at > now {
-                at
-            } else {
-                now.after(WATCH_PATIENCE)
-            }
-        });
+        let watch = watch.map(|at| if at > now { at } else { now.after(WATCH_PATIENCE) });
         let next = self.scheduler.next_wakeup().into_iter().chain(watch).min();
         if next == self.timer.armed_for {
             return;
@@ -375,10 +324,7 @@ impl Worker {
         if self.timer.root != 0 && self.timer.armed_for.is_some() && self.timer.root != current {
             let _ = host::on_behalf_of(self.timer.root, current, || host::set_timer(Micros::ZERO));
         }
-        self.timer = Timer {
-            root,
-            armed_for: None,
-        };
+        self.timer = Timer { root, armed_for: None };
         if let Some(me) = &self.me {
             let _ = host::on_behalf_of(root, current, || host::register_queue(&me.queue_name));
             self.arm(current);
@@ -392,9 +338,7 @@ impl Worker {
         }
         let number = next_number(&format!("nimgate/{VERSION}/workers")).unwrap_or(0);
         let queue_name = format!("nimgate/{VERSION}/wake/{number}");
-        let registered = host::on_behalf_of(self.timer.root, current, || {
-            host::register_queue(&queue_name)
-        });
+        let registered = host::on_behalf_of(self.timer.root, current, || host::register_queue(&queue_name));
         let id = match registered {
             Ok(Ok(token)) => WorkerId(token),
             // It can't be woken then, but it must still not be taken for another worker.

@@ -17,21 +17,14 @@ fn scan_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Scan {
     for piece in pieces {
         scanner.feed(piece, &mut |model| models.push(model.to_owned()));
     }
-    Scan {
-        models,
-        end: scanner.finish().map(|found| found.models),
-    }
+    Scan { models, end: scanner.finish().map(|found| found.models) }
 }
 
 /// Scans a document whole, in two pieces cut at each byte, and byte by byte; all must agree.
 fn scan(body: &[u8]) -> Scan {
     let whole = scan_pieces([body]);
     for cut in 0..=body.len() {
-        assert_eq!(
-            scan_pieces([&body[..cut], &body[cut..]]),
-            whole,
-            "cut at {cut}"
-        );
+        assert_eq!(scan_pieces([&body[..cut], &body[cut..]]), whole, "cut at {cut}");
     }
     assert_eq!(scan_pieces(body.chunks(1)), whole, "byte by byte");
     whole
@@ -39,12 +32,7 @@ fn scan(body: &[u8]) -> Scan {
 
 fn found(body: &[u8]) -> Vec<String> {
     let scan = scan(body);
-    assert!(
-        scan.end.is_ok(),
-        "{:?} {}",
-        scan.end,
-        String::from_utf8_lossy(body)
-    );
+    assert!(scan.end.is_ok(), "{:?} {}", scan.end, String::from_utf8_lossy(body));
     scan.models
 }
 
@@ -55,10 +43,7 @@ fn refused(body: &[u8]) -> Unreadable {
 #[test]
 fn finds_the_model_wherever_it_stands() {
     assert_eq!(found(br#"{"model":"nvidia/x"}"#), ["nvidia/x"]);
-    assert_eq!(
-        found(br#" { "a" : [1, {"b": "c"}] , "model" : "m" , "z" : null } "#),
-        ["m"]
-    );
+    assert_eq!(found(br#" { "a" : [1, {"b": "c"}] , "model" : "m" , "z" : null } "#), ["m"]);
     assert_eq!(found(br#"{"a":"}\"{,","model":"m"}"#), ["m"]);
     assert!(found(b"{}").is_empty());
     assert!(found(br#"{"modelx":"a","mode":"b","":"c","models":"d"}"#).is_empty());
@@ -72,35 +57,17 @@ fn nested_models_never_count() {
 #[test]
 fn duplicates_and_every_spelling_of_the_key_count() {
     assert_eq!(found(br#"{"model":"a","model":"b"}"#), ["a", "b"]);
-    assert_eq!(
-        found(br#"{"Model":"a","MODEL":"b","moDel":"c"}"#),
-        ["a", "b", "c"]
-    );
-    assert_eq!(
-        found(br#"{"mod\u0065l":"a","\u004dodel":"b","\u006D\u006f\u0064\u0065\u006c":"c"}"#),
-        ["a", "b", "c"]
-    );
-    assert!(
-        found(br#"{"mod\u0165l":"a","mode\\l":"b","mode\nl":"c","model\u0000":"d"}"#).is_empty()
-    );
+    assert_eq!(found(br#"{"Model":"a","MODEL":"b","moDel":"c"}"#), ["a", "b", "c"]);
+    assert_eq!(found(br#"{"mod\u0065l":"a","\u004dodel":"b","\u006D\u006f\u0064\u0065\u006c":"c"}"#), ["a", "b", "c"]);
+    assert!(found(br#"{"mod\u0165l":"a","mode\\l":"b","mode\nl":"c","model\u0000":"d"}"#).is_empty());
 }
 
 #[test]
 fn values_are_unescaped() {
-    assert_eq!(
-        found(br#"{"model":"nvidia\/\u006c\"\\\t"}"#),
-        ["nvidia/l\"\\\t"]
-    );
-    assert_eq!(
-        found(br#"{"model":"\ud83d\ude00\u00e9"}"#),
-        ["\u{1f600}\u{e9}"]
-    );
+    assert_eq!(found(br#"{"model":"nvidia\/\u006c\"\\\t"}"#), ["nvidia/l\"\\\t"]);
+    assert_eq!(found(br#"{"model":"\ud83d\ude00\u00e9"}"#), ["\u{1f600}\u{e9}"]);
     assert_eq!(found("{\"model\":\"modèle\"}".as_bytes()), ["modèle"]);
-    assert_eq!(
-        found(b"{\"model\":\"a\x01b\"}"),
-        ["a\u{1}b"],
-        "bare control characters are tolerated"
-    );
+    assert_eq!(found(b"{\"model\":\"a\x01b\"}"), ["a\u{1}b"], "bare control characters are tolerated");
 }
 
 #[test]
@@ -118,21 +85,11 @@ fn a_model_that_is_no_readable_string_is_said_and_others_still_count() {
     ] {
         let body = format!(r#"{{"model":{value},"model":"b"}}"#);
         let scan = scan(body.as_bytes());
-        assert_eq!(
-            (scan.models, scan.end),
-            (vec!["b".to_owned()], Err(expected)),
-            "{body}"
-        );
+        assert_eq!((scan.models, scan.end), (vec!["b".to_owned()], Err(expected)), "{body}");
     }
-    assert_eq!(
-        refused(b"{\"model\":\"\xff\"}"),
-        Unreadable::ModelUnreadable
-    );
+    assert_eq!(refused(b"{\"model\":\"\xff\"}"), Unreadable::ModelUnreadable);
     let long = format!(r#"{{"model":"{}"}}"#, "a".repeat(MODEL_BYTES_MAX + 1));
-    assert_eq!(
-        scan_pieces([long.as_bytes()]).end,
-        Err(Unreadable::ModelTooLong)
-    );
+    assert_eq!(scan_pieces([long.as_bytes()]).end, Err(Unreadable::ModelTooLong));
     let fits = format!(r#"{{"model":"{}"}}"#, "a".repeat(MODEL_BYTES_MAX));
     assert_eq!(scan_pieces([fits.as_bytes()]).models.len(), 1);
 }
@@ -165,22 +122,10 @@ fn other_encodings_are_told() {
     let text = r#"{"model":"m"}"#;
     let le16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let be16: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
-    let le32: Vec<u8> = text
-        .chars()
-        .flat_map(|c| (c as u32).to_le_bytes())
-        .collect();
-    let be32: Vec<u8> = text
-        .chars()
-        .flat_map(|c| (c as u32).to_be_bytes())
-        .collect();
+    let le32: Vec<u8> = text.chars().flat_map(|c| (c as u32).to_le_bytes()).collect();
+    let be32: Vec<u8> = text.chars().flat_map(|c| (c as u32).to_be_bytes()).collect();
     for body in [le16, be16, le32, be32] {
-        for mark in [
-            &b""[..],
-            b"\xff\xfe",
-            b"\xfe\xff",
-            b"\xff\xfe\0\0",
-            b"\0\0\xfe\xff",
-        ] {
+        for mark in [&b""[..], b"\xff\xfe", b"\xfe\xff", b"\xff\xfe\0\0", b"\0\0\xfe\xff"] {
             let body = [mark, &body].concat();
             assert_eq!(refused(&body), Unreadable::Encoding, "{body:02x?}");
             let mut scanner = Scanner::new();
@@ -227,60 +172,25 @@ fn broken_structure_is_told() {
         b"{\"a\":1\"b\":2}",
         b"{/**/}",
     ] {
-        assert_eq!(
-            refused(body),
-            Unreadable::Syntax,
-            "{}",
-            String::from_utf8_lossy(body)
-        );
+        assert_eq!(refused(body), Unreadable::Syntax, "{}", String::from_utf8_lossy(body));
     }
-    for body in [
-        &b"{"[..],
-        b"{\"a",
-        b"{\"a\":",
-        b"{\"a\":[",
-        b"{\"a\":\"\\",
-        b"{\"a\":1",
-        b"{\"model\":\"x",
-    ] {
-        assert_eq!(
-            refused(body),
-            Unreadable::Truncated,
-            "{}",
-            String::from_utf8_lossy(body)
-        );
+    for body in [&b"{"[..], b"{\"a", b"{\"a\":", b"{\"a\":[", b"{\"a\":\"\\", b"{\"a\":1", b"{\"model\":\"x"] {
+        assert_eq!(refused(body), Unreadable::Truncated, "{}", String::from_utf8_lossy(body));
     }
 }
 
 #[test]
 fn a_model_before_a_fault_was_reported() {
     let scan = scan(br#"{"model":"nvidia/x", oops"#);
-    assert_eq!(
-        (scan.models, scan.end),
-        (vec!["nvidia/x".to_owned()], Err(Unreadable::Syntax))
-    );
+    assert_eq!((scan.models, scan.end), (vec!["nvidia/x".to_owned()], Err(Unreadable::Syntax)));
 }
 
 #[test]
 fn size_and_depth_do_no_harm() {
-    let deep = [
-        &b"{\"a\":"[..],
-        &b"[".repeat(1_000_000),
-        &b"]".repeat(1_000_000),
-        b",\"model\":\"m\"}",
-    ]
-    .concat();
+    let deep = [&b"{\"a\":"[..], &b"[".repeat(1_000_000), &b"]".repeat(1_000_000), b",\"model\":\"m\"}"].concat();
     assert_eq!(scan_pieces([&*deep]).models, ["m"]);
-    assert_eq!(
-        scan_pieces([&b"{\"a\":".repeat(1_000_000)[..]]).end,
-        Err(Unreadable::Truncated)
-    );
-    let long = [
-        &b"{\"a\":\""[..],
-        &b"x".repeat(10_000_000),
-        b"\",\"model\":\"m\"}",
-    ]
-    .concat();
+    assert_eq!(scan_pieces([&b"{\"a\":".repeat(1_000_000)[..]]).end, Err(Unreadable::Truncated));
+    let long = [&b"{\"a\":\""[..], &b"x".repeat(10_000_000), b"\",\"model\":\"m\"}"].concat();
     assert_eq!(scan_pieces(long.chunks(16_384)).models, ["m"]);
     let digits = [&b"{\"a\":"[..], &b"9".repeat(5_000), b",\"model\":\"m\"}"].concat();
     assert_eq!(scan_pieces([&*digits]).models, ["m"]);
@@ -305,11 +215,6 @@ fn the_first_bytes_tell_what_it_looks_like() {
     ] {
         let mut scanner = Scanner::new();
         scanner.feed(bytes, &mut |_| {});
-        assert_eq!(
-            scanner.looks_like_json(),
-            expected,
-            "{}",
-            String::from_utf8_lossy(bytes)
-        );
+        assert_eq!(scanner.looks_like_json(), expected, "{}", String::from_utf8_lossy(bytes));
     }
 }
