@@ -200,8 +200,13 @@ impl BodyReader {
             Some(Reason::Body(Unreadable::NotJson | Unreadable::NotAnObject)) => !self.claims_json,
             _ => false,
         };
+        // A body that is broken as a whole may be rejected even if a model was seen in it. It is never passed then:
+        // some upstream stops reading before the fault.
+        let broken = unreadable.is_some_and(|why| !matches!(why, Reason::Body(why) if why.is_about_model()));
+        let rejected = broken && self.claimed.is_none() && config.on_unclassifiable == OnUnclassifiable::Reject;
         let (verdict, unclassifiable) = match (self.matched.or(self.claimed), unreadable) {
-            (Some(limit), reason) => (Verdict::Meter(limit), reason.filter(|_| self.matched.is_none())),
+            (Some(_), Some(reason)) if rejected => (Verdict::Reject(reason), Some(reason)),
+            (Some(limit), reason) => (Verdict::Meter(limit), reason.filter(|_| self.claimed.is_none())),
             (None, None) => (Verdict::Pass, None),
             (None, Some(_)) if harmless => (Verdict::Pass, None),
             (None, Some(reason)) => (self.unclassifiable(config, reason), Some(reason)),

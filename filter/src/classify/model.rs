@@ -61,6 +61,11 @@ pub enum Unreadable {
 }
 
 impl Unreadable {
+    /// Whether only a `model` is wrong, in a document that is read well otherwise.
+    pub const fn is_about_model(self) -> bool {
+        matches!(self, Self::ModelNotString | Self::ModelUnreadable | Self::ModelTooLong)
+    }
+
     /// The metric label.
     pub const fn label(self) -> &'static str {
         match self {

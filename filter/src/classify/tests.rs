@@ -66,6 +66,22 @@ fn what_can_not_be_read_follows_the_policy() {
 }
 
 #[test]
+fn a_broken_body_with_a_metered_model_is_never_passed() {
+    for (policy, body, rejected) in [
+        ("meter", r#"{"model": "nvidia/x"} x"#, false),
+        ("pass", r#"{"model": "nvidia/x"} x"#, false),
+        ("reject", r#"{"model": "nvidia/x"} x"#, true),
+        ("reject", r#"{"model": "nvidia/x""#, true),
+        ("reject", r#"{"model": "nvidia/x", "model": null}"#, false),
+    ] {
+        let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
+        let verdict = verdict(&config, &json_head(), body);
+        assert_eq!(matches!(verdict, Verdict::Reject(_)), rejected, "{policy} {body}");
+        assert!(rejected || verdict == Verdict::Meter(0), "{policy} {body}");
+    }
+}
+
+#[test]
 fn compressed_bodies_are_not_read() {
     let head = Head { content_encoding: Some(b"gzip"), ..json_head() };
     let meter = config("");
