@@ -89,8 +89,28 @@ def test_body_that_names_the_model_is_metered_under_its_limit(gate: Gate, name: 
     assert limit_taken(gate, READABLE_BODIES[name]) == READ
 
 
-UNREADABLE_BODIES = {
+# Broken behind a model that was still legible: metered under the limit of that model, because
+# an upstream that stops reading before the fault would serve it.
+BROKEN_BEHIND_THE_MODEL = {
     "cut off": b'{"model":"nvidia/a"',
+    "cut off in a later value": b'{"model":"nvidia/a","x":"',
+    "missing comma": b'{"model":"nvidia/a" "x":1}',
+    "deeply nested and never closed": b'{"model":"nvidia/a","x":' + b"[" * 1_000_000,
+    "T10 trailing bytes": b'{"model":"nvidia/a"}x',
+    "T10 trailing bracket": b'{"model":"nvidia/a"}}',
+    "T10 trailing NUL": b'{"model":"nvidia/a"}\x00',
+    "T10 second document": b'{"model":"nvidia/a"}{"model":"gpt"}',
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_BEHIND_THE_MODEL)
+def test_body_broken_behind_a_legible_model_is_metered_under_its_limit(gate: Gate, name: str):
+    before = gate.envoy.metric("nimgate_unclassifiable_total")
+    assert limit_taken(gate, BROKEN_BEHIND_THE_MODEL[name]) == READ
+    assert gate.envoy.metric("nimgate_unclassifiable_total") == before + 1
+
+
+UNREADABLE_BODIES = {
     "cut off inside the model": b'{"model":"nvid',
     "no quotes": b"{model:nvidia}",
     "single quotes": b"{'model':'nvidia/a'}",
@@ -116,10 +136,10 @@ UNREADABLE_BODIES = {
     "T8 UTF-32 BE with a mark": utf("utf-32-be", b"\x00\x00\xfe\xff"),
     "T9 invalid UTF-8 in the model": b'{"model":"nvidia/\xff"}',
     "T9 lone surrogate in the model": b'{"model":"nvidia/\\ud800"}',
-    "T10 trailing bytes": b'{"model":"nvidia/a"}x',
+    "T10 trailing bytes": b'{"model":"gpt"}x',
     "T10 second document": b'{"model":"gpt"}{"model":"nvidia/a"}',
     "T10 second document on a new line": b'{"model":"gpt"}\n{"model":"nvidia/a"}',
-    "T10 trailing NUL": b'{"model":"nvidia/a"}\x00',
+    "T10 trailing NUL": b'{"model":"gpt"}\x00',
 }
 
 
@@ -135,7 +155,6 @@ def test_unreadable_body_is_metered_under_the_first_limit(gate: Gate, name: str)
 def test_deep_nesting_is_metered_and_harms_nobody(gate: Gate, levels: int, brackets: str):
     body = nested(levels, brackets[:-1], brackets[-1]).replace(b":}", b":0}", 1)
     assert limit_taken(gate, body) in (READ, UNREADABLE)
-    assert limit_taken(gate, nested(levels, "[", "")) == UNREADABLE
     assert limit_taken(gate, READABLE_BODIES["plain"]) == READ
 
 
@@ -236,8 +255,9 @@ def test_compressed_body_under_a_readable_disguise_is_unreadable(gate: Gate):
         ("text/plain", b'{"model":"gpt"}', PASSED),
         ("text/plain", b"just words", PASSED),
         (None, b"just words", PASSED),
-        ("text/plain", b'{"model":"nvidia/a"', UNREADABLE),
-        (None, b'{"model":"nvidia/a"}}', UNREADABLE),
+        ("text/plain", b'{"model":"nvidia/a"', READ),
+        ("text/plain", b'{"model":"gpt"', UNREADABLE),
+        (None, b'{"model":"gpt"}}', UNREADABLE),
         ("text/plain", utf("utf-16-le", b"\xff\xfe"), UNREADABLE),
         ("text/plain", utf("utf-16-be"), UNREADABLE),
         ("application/octet-stream", b'{"model":"nvidia/a"}', PASSED),

@@ -110,12 +110,14 @@ def test_bad_configuration_is_refused_with_its_reason(gate: Gate, name: str):
     assert (answer.status, answer.header("x-nimgate-queue-ms")) == (200, "0")
 
 
-@pytest.mark.parametrize("field", ["window_s", "mode", "console"])
-def test_refusal_of_a_later_feature_says_that_it_is_not_there_yet(gate: Gate, field: str):
-    value = REFUSED[field][0]
+@pytest.mark.parametrize(
+    "value", [only(window_s=30), only(mode="enforce"), {"console": True}], ids=json.dumps
+)
+def test_refusal_of_a_later_feature_says_that_it_is_not_there_yet(gate: Gate, value: dict):
+    # Not the values used above: Envoy remembers what was refused and does not ask the filter again.
     read_before = len(gate.envoy.log())
     assert not gate.envoy.reload(value)
-    assert "not" in gate.envoy.log()[read_before:]
+    assert "does not exist in this version" in gate.envoy.log()[read_before:]
 
 
 def test_enormous_configuration_harms_nobody(gate: Gate):

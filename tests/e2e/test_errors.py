@@ -180,7 +180,7 @@ def test_policy_reject_refuses_nothing_else(rejecting_gate: Gate):
     assert_error(compressed, 400, "InvalidRequestError", "unreadable")
 
 
-@pytest.mark.parametrize("body", [b'{"model":"nvidia/a"', b"[]", b'{"model":1}'])
+@pytest.mark.parametrize("body", [b'{"model":"gpt"', b"[]", b'{"model":1}'])
 def test_unreadable_body_under_policy_pass_passes_untouched(passing_gate: Gate, body: bytes):
     gate = passing_gate
     gate.fake.reset()
@@ -192,6 +192,12 @@ def test_unreadable_body_under_policy_pass_passes_untouched(passing_gate: Gate, 
     assert record.body == body
     assert record.header("authorization") is None
     assert gate.envoy.metric("nimgate_passthrough_total") == passed + 1
+
+
+@pytest.mark.parametrize("body", [b'{"model":"nvidia/a"', b'{"model":"nvidia/a"}x'])
+def test_policy_pass_still_meters_a_model_that_was_legible(passing_gate: Gate, body: bytes):
+    """No malformed input may produce an unmetered NVIDIA request."""
+    assert passing_gate.client.post(body).header("x-nimgate-queue-ms") == "0"
 
 
 def test_policy_pass_still_meters_what_it_can_read(passing_gate: Gate):

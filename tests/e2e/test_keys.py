@@ -106,6 +106,7 @@ def test_no_secret_appears_in_any_output():
     """A unique token in every place where a client or the operator puts secrets (T24)."""
     planted = {name: f"planted{secrets.token_hex(12)}" for name in ("auth", "api", "cookie")}
     planted |= {name: f"planted{secrets.token_hex(12)}" for name in ("query", "prompt", "key")}
+    planted["slip"] = f"nvapi-planted-{secrets.token_hex(12)}"
     headers = {
         "Authorization": f"Bearer {planted['auth']}",
         "X-API-Key": planted["api"],
@@ -154,6 +155,10 @@ def test_no_secret_appears_in_any_output():
         assert not gate.envoy.reload(bad)
         bad = configuration(limit("secret", upstream_api_key=[planted["key"]]))
         assert not gate.envoy.reload(bad)
+        bad = configuration(limit("secret", upstream_api_key=planted["key"] + "\n"))
+        assert not gate.envoy.reload(bad)
+        # The key itself where the name of a variable belongs is an easy slip.
+        gate.envoy.reload(configuration(limit("secret", upstream_api_key_env=planted["slip"])))
 
         outputs += [gate.envoy.admin("/stats"), gate.envoy.admin("/stats/prometheus")]
         outputs.append(gate.envoy.log())

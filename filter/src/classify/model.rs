@@ -194,7 +194,7 @@ impl Scanner {
             rest = match self.at {
                 At::Stopped(_) => return,
                 At::InString => self.skip_string(rest),
-                At::InKey if self.key == KeyMatch::Other && self.escape == Escape::None => self.skip_string(rest),
+                At::InKey if self.key == KeyMatch::Other => self.skip_string(rest),
                 At::InNested => self.skip_nested(rest),
                 _ => {
                     self.step(*byte, on_model);

@@ -40,6 +40,7 @@ class Envoy:
         self._directory = tempfile.TemporaryDirectory(prefix="nimgate-e2e-")
         self.directory = Path(self._directory.name)
         self.log_path = self.directory / "envoy.log"
+        self._process: subprocess.Popen[bytes] | None = None
 
     # Life.
 
@@ -55,7 +56,7 @@ class Envoy:
 
     def stop(self) -> None:
         """Ends it and checks that it was healthy to the last."""
-        was_alive = self._process.poll() is None
+        was_alive = self._process is not None and self._process.poll() is None
         self._end_process()
         if self in running:
             running.remove(self)
@@ -133,6 +134,8 @@ class Envoy:
         return True
 
     def _end_process(self) -> None:
+        if self._process is None:
+            return
         if self._process.poll() is None:
             self._process.terminate()
             try:

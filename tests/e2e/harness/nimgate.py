@@ -9,12 +9,8 @@ FAST_RPM = 6000
 
 def limit(name: str, models: list[str] | None = None, **fields: Any) -> dict[str, Any]:
     """One entry of `limits`; matches models `<name>/*` unless told otherwise, and is fast."""
-    entry: dict[str, Any] = {"name": name, "models": models or [f"{name}/*"]}
-    if models == []:
-        del entry["models"]
-    entry["rate_rpm"] = FAST_RPM
-    entry.update(fields)
-    return {key: value for key, value in entry.items() if value is not None}
+    patterns = [f"{name}/*"] if models is None else models
+    return {"name": name, "models": patterns, "rate_rpm": FAST_RPM, **fields}
 
 
 def one_token(name: str, seconds_per_token: float = 60.0, **fields: Any) -> dict[str, Any]:

@@ -5,23 +5,42 @@ project's own scripts put them. A missing program is a failure and never a skipp
 check that did not run proves nothing.
 """
 
+import atexit
+import functools
 import os
+import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+
+# What every proxy-wasm module of the current ABI exports, and what Envoy looks for first.
+ABI_EXPORT = b"proxy_abi_version_0_2_1"
 
 
 class MissingProgram(AssertionError):
     """A program that the suite needs is not there; the message says how to get it."""
 
 
+@functools.cache
 def wasm_module() -> Path:
-    return _find(
+    """A copy of the module, so that building anew in the middle of a run changes nothing in it."""
+    built = _find(
         "NIMGATE_WASM",
         "the filter nimgate.wasm",
         [REPOSITORY / "target/wasm32-unknown-unknown/release/nimgate.wasm"],
         "run scripts/build",
     )
+    module = built.read_bytes()
+    if ABI_EXPORT not in module:
+        raise MissingProgram(
+            f"{built} is no proxy-wasm module: it does not export {ABI_EXPORT.decode()}; perhaps "
+            "the core was built in its place, without the shell; run scripts/build"
+        )
+    directory = tempfile.TemporaryDirectory(prefix="nimgate-e2e-module-")
+    atexit.register(directory.cleanup)
+    copy = Path(directory.name) / "nimgate.wasm"
+    copy.write_bytes(module)
+    return copy
 
 
 def envoy_binary() -> Path:

@@ -1,100 +1,60 @@
-//! The control interface under `/_fake/`: what was received, and how to behave. Never recorded, never limited.
+//! The control API under `/_fake/`: what the tests ask and tell the fake. Never recorded, never limited.
 
-use crate::limiter::{Kind, Limiter, Limits};
-use crate::server::{Pieces, Server, whole};
-use hyper::{Method, Response};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
 
-/// How to behave towards all requests.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    pub limiter: Kind,
-    pub rpm: f64,
-    pub burst: f64,
-    pub window_s: f64,
-    pub latency_ms: u64,
-    /// The `Retry-After` of 429s.
-    pub retry_after: Option<String>,
-    /// Answer this status to so many of the next metered requests.
-    pub error_burst: ErrorBurst,
-    /// Answer 429 to so many of the next metered requests.
-    pub throttle_next: u32,
-}
+use crate::answer::Answer;
+use crate::gate::Patch;
+use crate::record::lock;
+use crate::server::App;
 
-/// A run of errors.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ErrorBurst {
-    pub count: u32,
-    pub status: u16,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            limiter: Kind::None,
-            rpm: 40.0,
-            burst: 4.0,
-            window_s: 60.0,
-            latency_ms: 0,
-            retry_after: None,
-            error_burst: ErrorBurst::default(),
-            throttle_next: 0,
+pub async fn answer(app: &App, request: Request<Incoming>) -> Result<Response<Answer>, hyper::Error> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let response = match (parts.method, parts.uri.path()) {
+        (Method::GET, "/_fake/health") => respond(StatusCode::OK, "text/plain", "ok"),
+        (Method::GET, "/_fake/requests") => respond(StatusCode::OK, "application/json", app.journal.to_json()),
+        (Method::DELETE, "/_fake/requests") => {
+            app.journal.forget();
+            respond(StatusCode::NO_CONTENT, "application/json", "")
         }
-    }
-}
-
-impl Config {
-    /// The limit's numbers.
-    pub fn limits(&self) -> Limits {
-        Limits {
-            kind: self.limiter,
-            rpm: self.rpm,
-            burst: self.burst,
-            window_s: self.window_s,
-        }
-    }
-}
-
-/// Answers a control request.
-pub fn answer(server: &Server, method: &Method, what: &str, body: &[u8]) -> Response<Pieces> {
-    let present = server.lock().config.clone();
-    let (status, value) = match (method, what) {
-        (&Method::GET, "health") => (200, json!("ok")),
-        (&Method::GET, "requests") => (200, json!({"requests": server.record.all()})),
-        (&Method::DELETE, "requests") => {
-            server.record.reset();
-            (200, json!({}))
-        }
-        (&Method::GET, "config") => (200, json!(present)),
-        (&Method::PUT, "config") => match changed(&present, body) {
-            Ok(config) => {
-                let mut state = server.lock();
-                // A limit that was changed begins anew; one that stays keeps its count.
-                if config.limits() != state.config.limits() {
-                    state.limiter = Limiter::default();
-                }
-                state.config = config;
-                (200, json!(state.config))
-            }
-            Err(problem) => (400, json!({"problem": problem})),
+        (Method::GET, "/_fake/config") => config(app),
+        (Method::PUT, "/_fake/config") => match change(app, &body) {
+            Ok(()) => config(app),
+            Err(why) => error(StatusCode::BAD_REQUEST, &why),
         },
-        _ => (404, json!({"problem": "no such control"})),
+        (_, "/_fake/health" | "/_fake/requests" | "/_fake/config") => {
+            error(StatusCode::METHOD_NOT_ALLOWED, "not a method of this resource")
+        }
+        _ => error(StatusCode::NOT_FOUND, "there are /_fake/requests, /_fake/config, /_fake/health"),
     };
-    let mut response = Response::new(whole(value.to_string()));
-    *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
-    response
+    Ok(response)
 }
 
-/// The configuration with the members that `body` names replaced.
-fn changed(config: &Config, body: &[u8]) -> Result<Config, String> {
-    let mut whole = json!(config);
-    let change: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let (Some(whole_map), Some(change)) = (whole.as_object_mut(), change.as_object()) else {
-        return Err("an object is expected".to_owned());
-    };
-    whole_map.extend(change.clone());
-    serde_json::from_value(whole).map_err(|error| error.to_string())
+fn change(app: &App, body: &[u8]) -> Result<(), String> {
+    let patch: Patch = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let now = app.journal.now_us();
+    lock(&app.gate).change(patch, now)
+}
+
+fn config(app: &App) -> Response<Answer> {
+    let config = lock(&app.gate).config().clone();
+    let body = serde_json::to_vec(&config).unwrap_or_default();
+    respond(StatusCode::OK, "application/json", body)
+}
+
+fn error(status: StatusCode, why: &str) -> Response<Answer> {
+    let body = json!({"error": why}).to_string();
+    respond(status, "application/json", body)
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Answer> {
+    let mut response = Response::new(Answer::whole(body.into(), None));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }

@@ -1,35 +1,43 @@
-//! A stand-in for NVIDIA's API: OpenAI-compatible answers behind a real limit with real 429s, faults on demand, and a
-//! record of all that was received. `scripts/run` starts it when there is no key, and the end-to-end tests check in its
-//! record what reached the upstream.
+//! A fake of NVIDIA's API: the upstream that scripts/run and the end-to-end tests put behind Envoy. It answers as
+//! NVIDIA does, throttles as NVIDIA may, fails in the ways a request asks for, and records exactly what reached it.
+//!
+//! - `limiter` and `gate`: who gets a 429
+//! - `openai`, `behaviour`, `answer`: what is answered, and how
+//! - `connection`, `server`: sockets and the way of a request
+//! - `record`, `control`: what the tests see
 
+mod answer;
 mod behaviour;
+mod connection;
 mod control;
+mod gate;
 mod limiter;
 mod openai;
 mod record;
 mod server;
 
-use control::Config;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use lexopt::prelude::*;
-use limiter::Kind;
-use server::{Server, State};
-use std::error::Error;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-use tokio::net::TcpListener;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
 
-const HELP: &str = "\
+use lexopt::prelude::*;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::gate::Config;
+use crate::limiter::Kind;
+use crate::server::App;
+
+const USAGE: &str = "\
 fake-nvidia: a stand-in for NVIDIA's API
 
-  --listen ADDRESS       where to listen (127.0.0.1:10080; port 0 takes a free one)
-  --limiter KIND         none, token-bucket, fixed-window or sliding-window (none)
-  --rpm N                requests per minute that the limiter lets in (40)
-  --burst N              size of the token bucket (4)
-  --window-s N           length of the windows in seconds (60)
-  --latency-ms N         time before each answer (0)
-  --retry-after TEXT     Retry-After of 429s (none)
-  --verbose              one line on standard output for each request
+    --listen ADDRESS       127.0.0.1:10080; port 0 takes a free one
+    --limiter KIND         none (default), token-bucket, fixed-window or sliding-window
+    --rpm N                requests per minute, 40
+    --burst N              capacity of the token bucket, 4
+    --window-s N           length of the windows, 60
+    --latency-ms N         wait before each answer, 150
+    --retry-after TEXT     send Retry-After with each 429; not sent by default, as NVIDIA doesn't
+    --verbose              one line per metered request: seconds since the start, priority, status, model
 ";
 
 struct Options {
@@ -38,76 +46,80 @@ struct Options {
     config: Config,
 }
 
-fn options() -> Result<Options, Box<dyn Error>> {
-    let mut options = Options {
-        listen: "127.0.0.1:10080".to_owned(),
-        verbose: false,
-        config: Config::default(),
-    };
-    let mut arguments = lexopt::Parser::from_env();
-    while let Some(argument) = arguments.next()? {
-        let config = &mut options.config;
+/// `None` when only the usage was asked for.
+fn options() -> Result<Option<Options>, lexopt::Error> {
+    let mut options = Options { listen: "127.0.0.1:10080".to_owned(), verbose: false, config: Config::default() };
+    let config = &mut options.config;
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
         match argument {
-            Long("listen") => options.listen = arguments.value()?.string()?,
-            Long("limiter") => {
-                config.limiter = match arguments.value()?.string()?.as_str() {
-                    "none" => Kind::None,
-                    "token-bucket" => Kind::TokenBucket,
-                    "fixed-window" => Kind::FixedWindow,
-                    "sliding-window" => Kind::SlidingWindow,
-                    other => return Err(format!("--limiter: {other} is no kind of limiter").into()),
-                }
-            }
-            Long("rpm") => config.rpm = arguments.value()?.parse()?,
-            Long("burst") => config.burst = arguments.value()?.parse()?,
-            Long("window-s") => config.window_s = arguments.value()?.parse()?,
-            Long("latency-ms") => config.latency_ms = arguments.value()?.parse()?,
-            Long("retry-after") => config.retry_after = Some(arguments.value()?.string()?),
+            Long("listen") => options.listen = parser.value()?.string()?,
+            Long("limiter") => config.limiter = parser.value()?.parse_with(kind)?,
+            Long("rpm") => config.rpm = parser.value()?.parse()?,
+            Long("burst") => config.burst = parser.value()?.parse()?,
+            Long("window-s") => config.window_s = parser.value()?.parse()?,
+            Long("latency-ms") => config.latency_ms = parser.value()?.parse()?,
+            Long("retry-after") => config.retry_after = Some(parser.value()?.string()?),
             Long("verbose") => options.verbose = true,
-            Long("help") | Short('h') => {
-                print!("{HELP}");
-                std::process::exit(0);
-            }
-            other => return Err(other.unexpected().into()),
+            Long("help") | Short('h') => return Ok(None),
+            _ => return Err(argument.unexpected()),
         }
     }
-    Ok(options)
+    options.config.check()?;
+    Ok(Some(options))
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let options = options()?;
-    let listener = TcpListener::bind(&options.listen)
-        .await
-        .map_err(|error| format!("can't listen on {}: {error}", options.listen))?;
-    println!("fake-nvidia listening on {}", listener.local_addr()?);
-    let server = Arc::new(Server {
-        started: Instant::now(),
-        verbose: options.verbose,
-        record: record::Record::default(),
-        state: Mutex::new(State {
-            config: options.config,
-            ..State::default()
-        }),
-    });
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    loop {
+fn kind(text: &str) -> Result<Kind, String> {
+    match text {
+        "none" => Ok(Kind::None),
+        "token-bucket" => Ok(Kind::TokenBucket),
+        "fixed-window" => Ok(Kind::FixedWindow),
+        "sliding-window" => Ok(Kind::SlidingWindow),
+        _ => Err("must be none, token-bucket, fixed-window or sliding-window".to_owned()),
+    }
+}
+
+async fn run(options: Options) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = server::listen(&options.listen).await?;
+    let address = listener.local_addr()?;
+    writeln!(io::stdout(), "fake-nvidia listening on {address}")?;
+    let app = Arc::new(App::new(options.config, options.verbose));
+    let stop = async move {
         tokio::select! {
-            accepted = listener.accept() => {
-                // Out of file descriptors, say; the next one may fare better.
-                let Ok((connection, _)) = accepted else { continue };
-                let _ = connection.set_nodelay(true);
-                let server = Arc::clone(&server);
-                tokio::spawn(async move {
-                    let service = hyper::service::service_fn(move |request| Arc::clone(&server).answer(request));
-                    // Errors are peers that went away and connections broken off on purpose.
-                    let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(connection), service)
-                        .await;
-                });
-            }
-            _ = terminated.recv() => return Ok(()),
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    server::serve(app, listener, stop).await;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("fake-nvidia: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let listen = options.listen.clone();
+    let outcome = tokio::runtime::Builder::new_multi_thread().enable_all().build().and_then(|runtime| {
+        let outcome = runtime.block_on(run(options));
+        // Requests that hang on purpose are not waited for.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fake-nvidia: {listen}: {error}");
+            ExitCode::FAILURE
         }
     }
 }

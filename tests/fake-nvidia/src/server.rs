@@ -1,294 +1,262 @@
-//! Takes requests, records them, applies the limit and answers.
+//! Serving: connections in, each request through record, body, gate and behaviour to its answer.
 
-use crate::behaviour::{Behaviour, Misbehaviour};
-use crate::control::{self, Config};
-use crate::limiter::Limiter;
-use crate::openai;
-use crate::record::{Entry, Handle, Record};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Frame, Incoming};
-use hyper::{Request, Response};
-use serde_json::Value;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-/// Everything that all connections share.
-#[derive(Debug)]
-pub struct Server {
-    pub started: Instant,
-    pub verbose: bool,
-    pub record: Record,
-    pub state: Mutex<State>,
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use sha2::{Digest as _, Sha256};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::answer::Answer;
+use crate::behaviour::{Behaviour, Course};
+use crate::connection::{Cut, Line, Socket};
+use crate::control;
+use crate::gate::{Config, Gate, Verdict};
+use crate::openai::{self, Ask, Reply};
+use crate::record::{Journal, Ticket, lock};
+
+const LONGEST_BODY: usize = 64 << 20;
+const STREAM_GAP: Duration = Duration::from_millis(20);
+const SLOW_STREAM_GAP: Duration = Duration::from_millis(100);
+/// What requests in progress get to end by themselves when the fake is told to stop; those that hang never would.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+pub struct App {
+    pub journal: Arc<Journal>,
+    pub gate: Mutex<Gate>,
 }
 
-/// What a control request may change.
-#[derive(Debug, Default)]
-pub struct State {
-    pub config: Config,
-    pub limiter: Limiter,
-}
-
-/// Why a connection is broken off on purpose.
-#[derive(Debug)]
-pub struct BrokenOff;
-
-impl std::fmt::Display for BrokenOff {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("broken off as asked")
+impl App {
+    pub fn new(config: Config, verbose: bool) -> Self {
+        let journal = Journal::new(verbose);
+        let gate = Gate::new(config, journal.now_us());
+        Self { journal: Arc::new(journal), gate: Mutex::new(gate) }
     }
 }
 
-impl std::error::Error for BrokenOff {}
-
-/// Marks the request as aborted unless its answer was completed.
-struct Completion {
-    server: Arc<Server>,
-    handle: Handle,
-    complete: bool,
-}
-
-impl Drop for Completion {
-    fn drop(&mut self) {
-        if !self.complete {
-            self.server
-                .record
-                .update(self.handle, |entry| entry.aborted = true);
+/// Serves until `stop` is done, then lets what is in progress end.
+pub async fn serve(app: Arc<App>, listener: TcpListener, stop: impl Future<Output = ()>) {
+    let (tell, told) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(Arc::clone(&app), stream, told.clone()));
+                }
+                // Out of file descriptors, most likely: they come back as connections end, and until then
+                // trying again without a pause would only burn the processor.
+                Err(error) => {
+                    eprintln!("fake-nvidia: accept: {error}");
+                    sleep(Duration::from_millis(20)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
         }
     }
+    drop(listener);
+    let _ = tell.send(true);
+    let _ = timeout(FAREWELL, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// A body whose pieces come through a channel; an error in it breaks the connection off.
-pub struct Pieces {
-    pieces: mpsc::Receiver<Result<Bytes, BrokenOff>>,
-    completion: Option<Completion>,
-    /// The bytes that the whole body will have, where known.
-    size: Option<u64>,
-}
-
-impl Body for Pieces {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let this = self.get_mut();
-        this.pieces.poll_recv(cx).map(|piece| {
-            // Of a body of known size nothing is asked for behind its one piece.
-            let ends = piece.is_none() || this.size.is_some();
-            if let (Some(completion), true) = (&mut this.completion, ends) {
-                completion.complete = true;
+async fn connection(app: Arc<App>, stream: TcpStream, mut told: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true);
+    let line = Arc::new(Line::default());
+    let socket = TokioIo::new(Socket::new(stream, Arc::clone(&line)));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Requests with very many headers are among what the tests send.
+    builder.http1().max_headers(1000);
+    builder.http2().max_concurrent_streams(10_000);
+    let service = service_fn(|request| handle(Arc::clone(&app), Arc::clone(&line), request));
+    let serving = builder.serve_connection(socket, service);
+    tokio::pin!(serving);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            // Errors are the peer's going away; the record has them.
+            _ = &mut serving => return,
+            () = line.until_cut() => return,
+            _ = told.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                serving.as_mut().graceful_shutdown();
             }
-            piece.map(|piece| piece.map(Frame::data))
-        })
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.size
-            .map_or_else(Default::default, hyper::body::SizeHint::with_exact)
-    }
-}
-
-/// The body of an answer that is complete at once.
-pub fn whole(body: impl Into<Bytes>) -> Pieces {
-    let body: Bytes = body.into();
-    let (sender, pieces) = mpsc::channel(1);
-    let size = Some(body.len() as u64);
-    let _ = sender.try_send(Ok(body));
-    Pieces {
-        pieces,
-        completion: None,
-        size,
-    }
-}
-
-impl Server {
-    /// Answers one request, or breaks its connection off.
-    pub async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Pieces>, BrokenOff> {
-        let at_us = self.now_us();
-        let (head, body) = request.into_parts();
-        let path = head.uri.path().to_owned();
-        if let Some(what) = path.strip_prefix("/_fake/") {
-            let body = Limited::new(body, 1 << 20)
-                .collect()
-                .await
-                .map_err(|_| BrokenOff)?
-                .to_bytes();
-            return Ok(control::answer(&self, &head.method, what, &body));
         }
-        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        let handle = self.record.begin(Entry {
-            seq: 0,
-            at_us,
-            method: head.method.to_string(),
-            path: head
-                .uri
-                .path_and_query()
-                .map_or(path.clone(), ToString::to_string),
-            headers: head
-                .headers
-                .iter()
-                .map(|(name, value)| (name.to_string(), text(value.as_bytes())))
-                .collect(),
-            body_len: 0,
-            body_sha256: None,
-            body_base64: None,
-            model: None,
-            status: None,
-            aborted: false,
-        });
-        let mut completion = Completion {
-            server: Arc::clone(&self),
-            handle,
-            complete: false,
+    }
+}
+
+async fn handle(app: Arc<App>, line: Arc<Line>, request: Request<Incoming>) -> Result<Response<Answer>, hyper::Error> {
+    if request.uri().path().starts_with("/_fake/") {
+        return control::answer(&app, request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let metered = openai::is_metered(&parts.method, path);
+    let mut ticket = app.journal.open(&parts, metered);
+    let (verdict, latency_ms, retry_after) = {
+        let mut gate = lock(&app.gate);
+        let verdict = if metered { gate.decide(ticket.at_us()) } else { Verdict::Pass };
+        let config = gate.config();
+        (verdict, config.latency_ms, config.retry_after.clone())
+    };
+    let (length, ask) = receive(body, &ticket).await?;
+
+    let (behaviour, bad) = match Behaviour::read(&parts.headers) {
+        Ok(behaviour) => (behaviour, None),
+        Err(why) => (Behaviour::default(), Some(why)),
+    };
+    // A refusal comes at once, as from a gateway in front of the models; only a latency asked for slows it down.
+    let latency = match verdict {
+        _ if behaviour.latency.is_some() => behaviour.latency,
+        Verdict::Throttle => None,
+        Verdict::Pass | Verdict::Fail(_) => Some(Duration::from_millis(latency_ms)),
+    };
+    if let Some(latency) = latency.filter(|latency| !latency.is_zero()) {
+        sleep(latency).await;
+    }
+
+    let ordinary = || openai::answer(&parts.method, path, length, &ask, behaviour.chunks);
+    let course = match verdict {
+        Verdict::Pass => behaviour.course,
+        Verdict::Throttle | Verdict::Fail(_) => Course::Answer,
+    };
+    let mut cut = None;
+    let mut gap = behaviour.gap.unwrap_or(STREAM_GAP);
+    let mut reply = match (verdict, course) {
+        _ if bad.is_some() => bad_request(bad.as_deref().unwrap_or_default()),
+        _ if length > LONGEST_BODY as u64 => openai::with_status(StatusCode::PAYLOAD_TOO_LARGE, ordinary),
+        (Verdict::Throttle, _) => openai::with_status(StatusCode::TOO_MANY_REQUESTS, ordinary),
+        (Verdict::Fail(status), _) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            openai::with_status(status, ordinary)
+        }
+        (Verdict::Pass, Course::Hang) => return std::future::pending().await,
+        (Verdict::Pass, Course::Reset) => return vanish(&line, Cut::Reset, &mut ticket).await,
+        (Verdict::Pass, Course::CloseBeforeHeaders) => {
+            return vanish(&line, Cut::Close, &mut ticket).await;
+        }
+        (Verdict::Pass, Course::ResetMidStream) => {
+            cut = Some(line);
+            openai::stream(path, &ask, behaviour.chunks)
+        }
+        (Verdict::Pass, Course::SlowStream) => {
+            gap = behaviour.gap.unwrap_or(SLOW_STREAM_GAP);
+            openai::stream(path, &ask, behaviour.chunks)
+        }
+        (Verdict::Pass, Course::Answer) => match behaviour.status {
+            Some(status) => openai::with_status(status, ordinary),
+            None => ordinary(),
+        },
+    };
+    if reply.stream {
+        reply.status = behaviour.status.unwrap_or(reply.status);
+    }
+    Ok(respond(Outgoing { reply, behaviour, retry_after, cut, gap, head: parts.method == Method::HEAD, ticket }))
+}
+
+struct Outgoing {
+    reply: Reply,
+    behaviour: Behaviour,
+    retry_after: Option<String>,
+    cut: Option<Arc<Line>>,
+    gap: Duration,
+    head: bool,
+    ticket: Ticket,
+}
+
+fn respond(outgoing: Outgoing) -> Response<Answer> {
+    let Outgoing { reply, behaviour, retry_after, cut, gap, head, ticket } = outgoing;
+    ticket.answered(reply.status.as_u16());
+    let answer = if head {
+        Answer::whole(Bytes::new(), Some(ticket))
+    } else if let Some(line) = cut {
+        let first = reply.pieces.into_iter().next().unwrap_or_default();
+        // With no gap at all the close could overtake the piece.
+        Answer::broken_off(first, gap.max(STREAM_GAP), line, ticket)
+    } else if reply.stream {
+        Answer::stream(reply.pieces, gap, ticket)
+    } else {
+        let body = reply.pieces.into_iter().next().unwrap_or_default();
+        Answer::whole(body, Some(ticket))
+    };
+    let mut response = Response::new(answer);
+    *response.status_mut() = reply.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    for (name, value) in reply.headers {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    if !behaviour.retry_after.is_empty() {
+        for value in behaviour.retry_after {
+            headers.append(RETRY_AFTER, value);
+        }
+    } else if reply.status == StatusCode::TOO_MANY_REQUESTS
+        && let Some(Ok(value)) = retry_after.map(HeaderValue::try_from)
+    {
+        headers.insert(RETRY_AFTER, value);
+    }
+    // A header asked for takes the place of our own of that name; one asked for several times is sent several times.
+    for (name, _) in &behaviour.headers {
+        headers.remove(name);
+    }
+    for (name, value) in behaviour.headers {
+        headers.append(name, value);
+    }
+    response
+}
+
+/// Reads the whole body, hashing all of it and keeping what is within the limit.
+async fn receive(mut body: Incoming, ticket: &Ticket) -> Result<(u64, Ask), hyper::Error> {
+    let mut hash = Sha256::new();
+    let mut kept = BytesMut::new();
+    let mut length = 0u64;
+    while let Some(frame) = body.frame().await {
+        let data = match frame {
+            Ok(frame) => frame.into_data().unwrap_or_default(),
+            Err(error) => {
+                ticket.partial_body(length);
+                return Err(error);
+            }
         };
-        let refused = openai::is_metered(head.method.as_str(), &path)
-            .then(|| self.admit(at_us))
-            .flatten();
-        let body = Limited::new(body, BODY_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|_| BrokenOff)?
-            .to_bytes();
-        self.record.update(handle, |entry| entry.set_body(&body));
-        let mut behaviour = Behaviour::of(&head.headers);
-        let latency_ms = behaviour
-            .latency_ms
-            .unwrap_or_else(|| self.lock().config.latency_ms);
-        let status = refused.or(behaviour.status);
-        if status == Some(429)
-            && let Some(secs) = self.lock().config.retry_after.clone()
-        {
-            behaviour.headers.push(("retry-after".to_owned(), secs));
-        }
-        self.say(&head.headers, &body, status.unwrap_or(200), at_us);
-        match behaviour.misbehaviour {
-            Misbehaviour::Hang => std::future::pending::<()>().await,
-            Misbehaviour::Reset => {
-                completion.complete = true;
-                return Err(BrokenOff);
-            }
-            _ => {}
-        }
-        if latency_ms > 0 {
-            tokio::time::sleep(Duration::from_millis(latency_ms)).await;
-        }
-        let request: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let seq = at_us;
-        let streams = request.get("stream").and_then(Value::as_bool) == Some(true)
-            || matches!(
-                behaviour.misbehaviour,
-                Misbehaviour::ResetMidStream | Misbehaviour::SlowStream
-            );
-        let mut response = Response::builder().status(status.unwrap_or(200));
-        for (name, value) in &behaviour.headers {
-            response = response.header(name, value);
-        }
-        self.record
-            .update(handle, |entry| entry.status = Some(status.unwrap_or(200)));
-        let body = if status.is_none() && streams {
-            response = response.header("content-type", "text/event-stream");
-            stream(
-                openai::events(&request, seq, behaviour.chunks),
-                &behaviour,
-                completion,
-            )
+        hash.update(&data);
+        length += data.len() as u64;
+        if length <= LONGEST_BODY as u64 {
+            kept.extend_from_slice(&data);
         } else {
-            let answer = match status {
-                Some(status) if status >= 400 => openai::error(status),
-                _ => openai::answer(head.method.as_str(), &path, &request, seq).unwrap_or_else(|| {
-                    serde_json::json!({"echo": {"method": head.method.as_str(), "path": path, "bytes": body.len()}})
-                }),
-            };
-            response = response.header("content-type", "application/json");
-            let mut body = whole(answer.to_string());
-            body.completion = Some(completion);
-            body
-        };
-        response.body(body).map_err(|_| BrokenOff)
-    }
-
-    /// Microseconds since the start.
-    pub fn now_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    /// The state, for a moment.
-    pub fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The status with which the limit, or an ordered fault, refuses a request; `None` if it is let in.
-    fn admit(&self, at_us: u64) -> Option<u16> {
-        let mut state = self.lock();
-        let State { config, limiter } = &mut *state;
-        if config.throttle_next > 0 {
-            config.throttle_next -= 1;
-            return Some(429);
-        }
-        if config.error_burst.count > 0 {
-            config.error_burst.count -= 1;
-            return Some(config.error_burst.status);
-        }
-        (!limiter.admit(config.limits(), at_us)).then_some(429)
-    }
-
-    fn say(&self, headers: &hyper::HeaderMap, body: &[u8], status: u16, at_us: u64) {
-        if self.verbose {
-            let text = |name: &str| {
-                headers
-                    .get(name)
-                    .and_then(|v| v.to_str().ok())
-                    .unwrap_or("-")
-                    .to_owned()
-            };
-            let model = serde_json::from_slice::<Value>(body)
-                .ok()
-                .and_then(|body| Some(body.get("model")?.as_str()?.to_owned()))
-                .unwrap_or_else(|| "-".to_owned());
-            println!(
-                "{:9.3} s  {status}  {:<7} {model}",
-                at_us as f64 / 1e6,
-                text("x-priority"),
-            );
+            kept = BytesMut::new();
         }
     }
+    let kept = (length <= LONGEST_BODY as u64).then(|| kept.freeze());
+    let ask = kept.as_deref().map(Ask::read).unwrap_or_default();
+    ticket.body(length, hash.finalize().into(), kept.as_ref(), ask.model.as_deref());
+    Ok((length, ask))
 }
 
-/// The body of a streamed answer.
-fn stream(events: Vec<String>, behaviour: &Behaviour, completion: Completion) -> Pieces {
-    let (sender, pieces) = mpsc::channel(1);
-    let (gap, breaks_off) = (
-        Duration::from_millis(behaviour.gap_ms),
-        behaviour.misbehaviour == Misbehaviour::ResetMidStream,
-    );
-    tokio::spawn(async move {
-        for (at, event) in events.into_iter().enumerate() {
-            if at > 0 {
-                tokio::time::sleep(gap).await;
-            }
-            let broken = sender.send(Ok(Bytes::from(event))).await.is_err();
-            if broken || breaks_off {
-                tokio::time::sleep(gap).await;
-                let _ = sender.send(Err(BrokenOff)).await;
-                return;
-            }
-        }
-    });
-    Pieces {
-        pieces,
-        completion: Some(completion),
-        size: None,
-    }
+/// Ends the connection without an answer. Never returns: the connection's task drops the request.
+async fn vanish<T>(line: &Line, how: Cut, ticket: &mut Ticket) -> T {
+    ticket.cut();
+    line.cut(how);
+    std::future::pending().await
 }
 
-/// The largest body that is taken.
-const BODY_BYTES_MAX: usize = 64 << 20;
+fn bad_request(why: &str) -> Reply {
+    let body = serde_json::json!({"status": 400, "title": "Bad Request", "detail": why});
+    Reply::json(StatusCode::BAD_REQUEST, &body)
+}
+
+/// The listening socket; port 0 takes any free one.
+pub async fn listen(address: &str) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}

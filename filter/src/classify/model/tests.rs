@@ -112,6 +112,12 @@ fn other_fields_may_hold_what_upstreams_tolerate() {
 }
 
 #[test]
+fn broken_escapes_in_other_keys_do_not_depend_on_the_cut() {
+    assert!(found(br#"{"x\u00zz":1,"y\uq":2}"#).is_empty());
+    assert!(found(br#"{"x\u":1,"\\"":2}"#).is_empty());
+}
+
+#[test]
 fn a_byte_order_mark_is_skipped() {
     assert_eq!(found(b"\xef\xbb\xbf {\"model\":\"m\"}"), ["m"]);
     assert_eq!(refused(b"\xef\xbb{}"), Unreadable::NotJson);
