@@ -243,9 +243,11 @@ fn check_key(inline: Option<String>, env: Option<String>, path: &str) -> Result<
         (Some(key), None) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
             Err(wrong(&format!("{path}.upstream_api_key"), "must be a key of visible ASCII characters without spaces"))
         }
-        (None, Some(name)) if name.is_empty() || name.contains(['=', '\0']) => {
-            Err(wrong(&format!("{path}.upstream_api_key_env"), "must be the name of an environment variable"))
-        }
+        // Not quoted, and not taken if it looks like no name: to put the key itself here is an easy slip.
+        (None, Some(name)) if !is_variable_name(&name) => Err(wrong(
+            &format!("{path}.upstream_api_key_env"),
+            "must be the name of an environment variable (letters, digits and `_`), not the key itself",
+        )),
         (Some(key), None) => Ok(KeySource::Inline(key)),
         (None, Some(name)) => Ok(KeySource::Env(name)),
         (None, None) => Ok(KeySource::Client),
@@ -329,6 +331,12 @@ fn seconds(raw: Option<raw::Number>, path: &str, default: u64) -> Result<Micros,
 
 fn default_models() -> Vec<Glob> {
     vec![Glob::new("nvidia/*"), Glob::new("nvidia_nim/*")]
+}
+
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 const fn is_name_byte(byte: u8) -> bool {

@@ -11,11 +11,19 @@ import pytest
 
 from harness.client import Answer
 from harness.gate import Gate, running_gate
-from harness.nimgate import chat, configuration, encode, limit
-from harness.shipped import Options, body_limit, plain_cluster, route_by_header, route_timeout
+from harness.nimgate import chat, configuration, encode, limit, one_token
+from harness.shipped import (
+    Options,
+    body_limit,
+    idle_timeout,
+    plain_cluster,
+    route_by_header,
+    route_timeout,
+)
 
 BODY_LIMIT = 65_536
 TIMEOUT_S = 1
+BY_HOST = "nim.test"
 DEAD = {"x-test-cluster": "dead"}
 
 
@@ -30,7 +38,12 @@ def closed_port():
 @pytest.fixture(scope="module")
 def gate(closed_port):
     options = Options(
-        plugin=configuration(limit("nvidia"), limit("own-errors"), limit("throttled")),
+        plugin=configuration(
+            limit("nvidia"),
+            limit("own-errors"),
+            limit("throttled"),
+            limit("by-host", models=[], hosts=[BY_HOST]),
+        ),
         listeners=[
             route_timeout(TIMEOUT_S),
             body_limit(BODY_LIMIT),
@@ -38,6 +51,14 @@ def gate(closed_port):
         ],
         clusters=[plain_cluster("dead", closed_port)],
     )
+    with running_gate(options) as gate:
+        yield gate
+
+
+@pytest.fixture(scope="module")
+def impatient_gate():
+    """Its Envoy ends what is silent for a second, as a wait in the queue is."""
+    options = Options(plugin=configuration(one_token("waits")), listeners=[idle_timeout(1)])
     with running_gate(options) as gate:
         yield gate
 
@@ -88,6 +109,23 @@ def test_upstream_that_refuses_connections_is_502(gate: Gate):
 def test_error_says_nothing_of_addresses(gate: Gate):
     answer = gate.client.chat("nvidia/a", headers=DEAD)
     assert b"127.0.0.1" not in answer.body
+
+
+def test_failure_of_a_request_for_headers_alone(gate: Gate):
+    """HEAD: the status tells, and no body may follow."""
+    with gate.raw() as connection:
+        connection.head([("X-Test-Cluster", "dead")], method="HEAD", host=BY_HOST)
+        answer = connection.answer("HEAD")
+        assert (answer.status, answer.body) == (502, b"")
+
+
+def test_wait_that_envoy_itself_ends_is_429(impatient_gate: Gate):
+    gate = impatient_gate
+    gate.empty_bucket("waits")
+    answer = gate.client.chat(gate.model("waits"))
+    assert_error(answer, 429, "RateLimitedError", "rate_limited")
+    assert int(answer.header("retry-after") or 0) >= 1
+    gate.wait_for_queue("waits", 0)
 
 
 @pytest.mark.parametrize("model", ["nvidia/a", "gpt-5"])

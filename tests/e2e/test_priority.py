@@ -13,6 +13,11 @@ from harness.waiting import wait_until
 # quick limit has begun to serve by then; the test then tries again on the next, slower one.
 SECONDS_PER_TOKEN = (0.4, 2.0, 10.0)
 
+# A worker that does not take the token due to it within some milliseconds is passed over, so that
+# nobody waits for a stalled one. A machine that stalls may so disturb the order among workers once,
+# but not in round after round; an order that is wrong by design is wrong in all of them.
+ROUNDS_WITH_SEVERAL_WORKERS = 3
+
 
 def tiers(name: str, **fields) -> list[dict]:
     return [
@@ -56,7 +61,8 @@ def aging_gate():
             for index, seconds in enumerate((5.0, 20.0))
         ],
     )
-    with running_gate(Options(plugin=plugin)) as gate:
+    # One worker: what a stalled one may do to the order is another subject.
+    with running_gate(Options(plugin=plugin, concurrency=1)) as gate:
         yield gate
 
 
@@ -90,13 +96,23 @@ def _queued_or_served(gate: Gate, limit: str, models: list[str]) -> int:
     return gate.envoy.queue_length(limit) + len(_served(gate, models))
 
 
+def assert_order_of_service(
+    gate: Gate, name: str, priorities: list[str], expected: list[int]
+) -> None:
+    rounds = ROUNDS_WITH_SEVERAL_WORKERS if gate.envoy.options.concurrency > 1 else 1
+    seen: list[list[int]] = []
+    while expected not in seen and len(seen) < rounds:
+        seen.append(order_of_service(gate, name, priorities))
+    assert expected in seen, f"served in other orders than {expected}: {seen}"
+
+
 def test_higher_priority_is_served_first(gate: Gate):
     priorities = ["low", "normal", "high", "urgent", "low", "urgent"]
-    assert order_of_service(gate, "mixed", priorities) == [3, 5, 2, 1, 0, 4]
+    assert_order_of_service(gate, "mixed", priorities, [3, 5, 2, 1, 0, 4])
 
 
 def test_within_a_priority_who_came_first_is_served_first(gate: Gate):
-    assert order_of_service(gate, "fifo", ["high"] * 5) == [0, 1, 2, 3, 4]
+    assert_order_of_service(gate, "fifo", ["high"] * 5, [0, 1, 2, 3, 4])
 
 
 def priority_of(gate: Gate, headers: list[tuple[str, str | bytes]], **body) -> str:

@@ -107,11 +107,14 @@ def test_request_outside_the_queue_goes_behind_everything_queued(gate: Gate):
         )
         in_place = not gate.fake.requests(queued) and not out.done()
         assert [answer.status for answer in results([inside, out])] == [200, 200]
-        if in_place:
-            order = [r.model for r in gate.fake.requests() if r.model in (queued, outside_queue)]
-            assert order == [queued, outside_queue]
+        if not in_place:
+            continue
+        order = [r.model for r in gate.fake.requests() if r.model in (queued, outside_queue)]
+        if order == [queued, outside_queue]:
             return
-    raise AssertionError("the requests could not be queued before the first was served")
+        # Only a worker that stalled may have been passed over, and not in round after round.
+        assert gate.envoy.options.concurrency > 1, order
+    raise AssertionError("not once were both in place and served in the right order")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from harness.client import results
+from harness.client import Client, results
 from harness.gate import Gate, running_gate
 from harness.http2 import Http2
 from harness.nimgate import chat, configuration, encode, limit, one_token
@@ -22,6 +22,8 @@ def gate(request):
         *[one_token(name) for name in ("truncated", "slow", "large", "many", "rapid", "mixed")],
         one_token("killed", 1.0),
         one_token("pipelined", 1.0),
+        one_token("trailed", 1.0),
+        one_token("refused", low_priority_timeout_s=1),
     )
     options = Options(plugin=plugin, concurrency=request.param, listeners=[body_limit(BODY_LIMIT)])
     with running_gate(options) as gate:
@@ -227,6 +229,48 @@ def test_thousand_clients_that_come_and_go(gate: Gate):
     futures = [gate.client.start_chat(gate.model("open")) for _ in range(20)]
     assert [answer.status for answer in results(futures)] == [200] * 20
     gate.wait_for_queue("open", 0)
+
+
+@pytest.mark.parametrize("name", ["open", "trailed"])
+def test_body_that_ends_with_trailers_is_complete(gate: Gate, name: str):
+    """At once, and after a wait."""
+    if name == "trailed":
+        assert gate.client.chat(gate.model(name)).status == 200
+    model = gate.model(name)
+    body = encode(chat(model))
+    with Http2(gate.envoy.ports.data) as connection:
+        stream = connection.start(body, body_follows=True)
+        connection.send_trailers(stream)
+        assert connection.status(stream) == 200
+    assert gate.fake.only(model).body == body
+
+
+def test_client_that_asks_before_it_sends_its_body(gate: Gate):
+    model = gate.model("open")
+    body = encode(chat(model))
+    with gate.raw() as connection:
+        connection.head(
+            [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Expect", "100-continue"),
+            ]
+        )
+        assert connection.sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert connection.send(body).answer().status == 200
+    assert gate.fake.only(model).body == body
+
+
+def test_http2_client_is_served_and_refused_like_any_other(gate: Gate):
+    gate.empty_bucket("refused")
+    client = Client(gate.envoy.ports.data, http1=False, http2=True)
+    try:
+        futures = [client.start_chat(gate.model("open")) for _ in range(20)]
+        assert [answer.status for answer in results(futures)] == [200] * 20
+        refused = client.chat(gate.model("refused"), priority="low")
+        assert (refused.status, refused.error["type"]) == (429, "RateLimitedError")
+    finally:
+        client.close()
 
 
 def test_ten_kilobyte_headers_harm_nobody(gate: Gate):

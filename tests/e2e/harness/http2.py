@@ -59,6 +59,10 @@ class Http2:
         self._flush()
         return stream
 
+    def send_trailers(self, stream: int) -> None:
+        self._state.send_headers(stream, [("x-trailer", "1")], end_stream=True)
+        self._flush()
+
     def reset(self, stream: int) -> None:
         self._state.reset_stream(stream, error_code=8)
         self._flush()

@@ -192,6 +192,17 @@ def route_timeout(seconds: float) -> Patch:
     return patch
 
 
+def idle_timeout(seconds: float) -> Patch:
+    """Cuts the time for which a stream may be silent."""
+
+    def patch(tree: Tree) -> None:
+        connection_manager(tree)["stream_idle_timeout"] = f"{seconds:g}s"
+        for route in all_routes(tree):
+            route["route"]["idle_timeout"] = f"{seconds:g}s"
+
+    return patch
+
+
 def route_by_header(name: str, value: str, cluster: str) -> Patch:
     """A route, before all others, for requests that carry a header."""
 
