@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 # The host functions of proxy-wasm ABI 0.2.1 (https://github.com/proxy-wasm/spec).
-ABI = {
-    f"proxy_{name}"
-    for name in """
+ABI_NAMES = """
     log get_log_level get_current_time_nanoseconds get_property set_property get_buffer_bytes set_buffer_bytes
     get_buffer_status get_header_map_pairs set_header_map_pairs get_header_map_size get_header_map_value
     add_header_map_value replace_header_map_value remove_header_map_value continue_stream close_stream
@@ -20,8 +18,8 @@ ABI = {
     set_tick_period_milliseconds set_effective_context done define_metric record_metric increment_metric get_metric
     get_shared_data set_shared_data register_shared_queue resolve_shared_queue enqueue_shared_queue
     dequeue_shared_queue call_foreign_function
-    """.split()
-}
+"""
+ABI = {f"proxy_{name}" for name in ABI_NAMES.split()}
 
 # The calls of WASI that the filter may make; Envoy offers each of them to every module.
 WASI = {"clock_time_get", "environ_get", "environ_sizes_get"}

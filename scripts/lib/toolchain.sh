@@ -48,7 +48,7 @@ debian_toolchain() {
   [ -d "$(debian_source)" ] ||
     die "rust-web-src did not bring the standard library's source to $(debian_source); is it of rustc-web's version?"
   wasm_cargo=(env RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc RUSTUP_TOOLCHAIN='' CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER="$(command -v wasm-ld)" /usr/bin/cargo)
-  wasm_cargo_flags=(-Zbuild-std=std,panic_abort)
+  wasm_cargo_flags=('-Zbuild-std=std,panic_abort')
 }
 
 debian_source() {
