@@ -13,6 +13,10 @@ use model::{Looks, Scanner, Unreadable};
 /// What the request's headers say, as far as it matters here.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Head<'a> {
+    /// `:method`.
+    pub method: &'a [u8],
+    /// Whether the request asks to upgrade its connection, to a WebSocket for example.
+    pub upgrades: bool,
     /// `:path`, with its query.
     pub path: &'a [u8],
     /// `:authority`.
@@ -115,7 +119,7 @@ pub fn at_head(config: &Config, head: &Head<'_>) -> AtHead {
         .filter(|at| config.limits.get(*at).is_some_and(|limit| !limit.models.is_empty() && on_path(limit)))
         .collect();
     let otherwise = claimed.map_or(Verdict::Pass, Verdict::Meter);
-    if head.ends_here || eligible.is_empty() || head.content_type.is_some_and(is_never_json) {
+    if head.ends_here || eligible.is_empty() || head.content_type.is_some_and(is_never_json) || is_tunnel(head) {
         return AtHead::Decided(Classified::certain(otherwise));
     }
     let compressed = head.content_encoding.is_some_and(is_compressed);
@@ -269,12 +273,20 @@ fn starts_with(essence: &[u8], prefix: &str) -> bool {
     essence.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
-/// Forms and octet streams are never JSON; their bytes are not even looked at.
+/// A tunnel has no body but a conversation, whose end can't be waited for. Upgrades begin with GET; one with another
+/// method may be an ordinary request with an odd header.
+fn is_tunnel(head: &Head<'_>) -> bool {
+    head.method == b"CONNECT" || (head.upgrades && head.method == b"GET")
+}
+
+/// Forms, octet streams and gRPC are never JSON; their bytes are not even looked at, and gRPC's end is not waited for.
 fn is_never_json(content_type: &[u8]) -> bool {
     let essence = essence(content_type);
     // Envoy joins repeated headers with commas; a list proves nothing about the body.
     let is_one = !content_type.contains(&b',');
-    is_one && (starts_with(essence, "multipart/") || essence.eq_ignore_ascii_case(b"application/octet-stream"))
+    let is_grpc = starts_with(essence, "application/grpc");
+    is_one
+        && (is_grpc || starts_with(essence, "multipart/") || essence.eq_ignore_ascii_case(b"application/octet-stream"))
 }
 
 /// Whether the type says JSON.

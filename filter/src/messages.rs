@@ -58,10 +58,17 @@ impl Failed<'_> {
             Outcome::UpstreamUnreachable => format!(
                 "The upstream of limit `{limit}` could not be reached, or closed the connection before it answered.",
             ),
-            Outcome::PayloadTooLarge => format!(
-                "The request's body is larger than what Envoy holds for a request that waits (limit `{limit}`; \
-                 request_body_buffer_limit of the route, or per_connection_buffer_limit_bytes of the listener).",
-            ),
+            Outcome::PayloadTooLarge => {
+                let held = if limit.is_empty() {
+                    "while nimgate reads its model".to_owned()
+                } else {
+                    format!("while it waits for a token of limit `{limit}`")
+                };
+                format!(
+                    "The request's body is larger than what Envoy holds {held} (request_body_buffer_limit of the \
+                     route, or per_connection_buffer_limit_bytes of the listener).",
+                )
+            }
             Outcome::Unreadable => format!(
                 "nimgate, not the upstream, refused this request: its body can't be read as a JSON object with a model \
                  ({}; on_unclassifiable: reject). Send plain UTF-8 JSON without compression.",

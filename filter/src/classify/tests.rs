@@ -107,7 +107,9 @@ fn the_content_type_decides_only_what_it_can() {
         assert_eq!(verdict(&config, &with(content_type), "a=b"), Verdict::Pass);
     }
     assert_eq!(verdict(&config, &with(Some(b"application/problem+json")), "a=b"), Verdict::Meter(0));
-    for content_type in [&b"multipart/form-data; boundary=x"[..], b"Application/Octet-Stream"] {
+    for content_type in
+        [&b"multipart/form-data; boundary=x"[..], b"Application/Octet-Stream", b"application/grpc+proto"]
+    {
         assert_eq!(verdict(&config, &with(Some(content_type)), nvidia), Verdict::Pass);
     }
     // A list of types proves nothing.
@@ -118,6 +120,17 @@ fn the_content_type_decides_only_what_it_can() {
 fn a_body_that_is_no_json_is_let_go_at_its_first_bytes() {
     let head = Head { content_type: Some(b"audio/wav"), ..json_head() };
     assert!(classify(&config(""), &head, b"RIFF....").1);
+}
+
+#[test]
+fn a_tunnel_is_not_waited_for() {
+    let config = config("");
+    for (method, upgrades, early) in
+        [(&b"GET"[..], true, true), (b"CONNECT", false, true), (b"POST", true, false), (b"GET", false, false)]
+    {
+        let head = Head { method, upgrades, content_type: None, ..json_head() };
+        assert_eq!(matches!(at_head(&config, &head), AtHead::Decided(_)), early);
+    }
 }
 
 #[test]

@@ -44,7 +44,9 @@ impl Http {
         for (name, value) in headers::pairs(&map) {
             size_of_head = size_of_head.saturating_add(name.len()).saturating_add(value.len());
             match name {
+                b":method" => head.method = value,
                 b":path" => head.path = value,
+                b"upgrade" => head.upgrades = true,
                 b":authority" => head.authority = value,
                 b"content-type" => head.content_type = Some(head.content_type.map_or(value, |_| b"application/json")),
                 b"content-encoding" => {

@@ -79,6 +79,8 @@ class Gate:
                 connection.request(body, [("X-Priority", priority)])
             self.wait_for_queue(limit, before + count)
             yield held
+        # Whoever comes next must not find the places of those who left still taken.
+        self.wait_for_queue(limit, before)
 
     def close(self) -> None:
         """Stops everything, and checks that no queue still counts anyone."""
