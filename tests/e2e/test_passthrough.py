@@ -10,8 +10,10 @@ import re
 import pytest
 
 from harness.gate import Gate, running_gate
+from harness.http2 import Http2
 from harness.nimgate import chat, configuration, encode, limit, one_token
-from harness.shipped import Options
+from harness.shipped import Options, connection_manager
+from harness.waiting import wait_until
 
 HOST = "provider.test"
 BOUNDARY = "frontier"
@@ -21,17 +23,21 @@ CHANGING_REQUEST_HEADERS = {"x-request-id"}
 CHANGING_ANSWER_HEADERS = {"date", "x-envoy-upstream-service-time"}
 
 
+def allow_upgrades(tree: dict) -> None:
+    connection_manager(tree)["upgrade_configs"] = [{"upgrade_type": "websocket"}]
+
+
 @pytest.fixture(scope="module")
 def gate():
     plugin = configuration(one_token("nvidia"), limit("meta"))
-    with running_gate(Options(plugin=plugin)) as gate:
+    with running_gate(Options(plugin=plugin, listeners=[allow_upgrades])) as gate:
         yield gate
 
 
 @pytest.fixture(scope="module")
 def plain():
     """The same Envoy without the filter."""
-    with running_gate(Options(with_filter=False)) as gate:
+    with running_gate(Options(with_filter=False, listeners=[allow_upgrades])) as gate:
         yield gate
 
 
@@ -144,6 +150,27 @@ def test_empty_chunked_body_is_no_body(gate: Gate, content_type: bytes):
     with gate.raw() as connection:
         connection.head([("Content-Type", content_type), ("Transfer-Encoding", "chunked")])
         assert connection.send(b"0\r\n\r\n").answer().status == 200
+    assert gate.envoy.metric("nimgate_passthrough_total") == passed + 1
+
+
+def test_conversation_is_not_waited_for(gate: Gate):
+    """gRPC: the upstream may have to speak first, so the request goes on before any body came."""
+
+    def at_upstream() -> int:
+        return sum(gate.envoy.stats(r"^cluster\..*\.upstream_rq_active$").values())
+
+    before = at_upstream()
+    with Http2(gate.envoy.ports.data) as connection:
+        connection.start(body_follows=True, path="/a.B/C", content_type="application/grpc+proto")
+        wait_until(lambda: at_upstream() > before, "the request is at the upstream")
+    wait_until(lambda: at_upstream() == before, "it is over")
+
+
+def test_upgrade_is_not_waited_for(gate: Gate):
+    passed = gate.envoy.metric("nimgate_passthrough_total")
+    with gate.raw() as connection:
+        connection.head([("Connection", "Upgrade"), ("Upgrade", "websocket")], "GET", "/v1/socket")
+        assert connection.answer("GET").status
     assert gate.envoy.metric("nimgate_passthrough_total") == passed + 1
 
 

@@ -17,7 +17,7 @@ import yaml
 from . import shipped
 from .programs import REPOSITORY, envoy_binary
 from .shipped import Options, Ports
-from .waiting import HANG_GUARD_S, POLL_INTERVAL_S, wait_until
+from .waiting import HANG_GUARD_S, wait_until
 
 # Words that Envoy's log holds after a trap or panic in a VM. None may ever appear.
 TRAP_MARKS = ("panicked", "Proxy-Wasm plugin in-VM", "VM failure", "Uncaught RuntimeError")
@@ -255,6 +255,3 @@ def _free_ports(count: int) -> list[int]:
                 continue
         found.append(port)
     return found
-
-
-__all__ = ["POLL_INTERVAL_S", "Envoy", "running", "split_stat"]

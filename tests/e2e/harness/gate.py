@@ -6,12 +6,10 @@ its own, matched by models `<limit>/*`, so that neither tokens nor queues nor co
 
 import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from . import nimgate
-from .client import Answer, Client, RawConnection
+from .client import Client, RawConnection
 from .envoy import Envoy
 from .fake import Fake
 from .shipped import Options
@@ -53,13 +51,6 @@ class Gate:
                 answer = connection.answer()
                 assert answer.status == 200, answer
         self.wait_for_queue(limit, 0)
-
-    def start_waiting(self, limit: str, count: int = 1, **keywords: Any) -> list["Future[Answer]"]:
-        """Sends requests that have to wait, and returns once they are all in the queue."""
-        before = self.envoy.queue_length(limit)
-        futures = [self.client.start_chat(self.model(limit), **keywords) for _ in range(count)]
-        self.wait_for_queue(limit, before + count)
-        return futures
 
     def wait_for_queue(self, limit: str, length: int) -> None:
         wait_for_equal(

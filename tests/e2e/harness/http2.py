@@ -39,6 +39,7 @@ class Http2:
         headers: list[tuple[str, str]] | None = None,
         body_follows: bool = False,
         path: str = CHAT,
+        content_type: str = "application/json",
     ) -> int:
         """Sends the headers and body of one request, and returns its stream."""
         stream = self._state.get_next_available_stream_id()
@@ -49,7 +50,7 @@ class Http2:
                 (":scheme", "http"),
                 (":authority", "localhost"),
                 (":path", path),
-                ("content-type", "application/json"),
+                ("content-type", content_type),
                 *(headers or []),
             ],
             end_stream=not body and not body_follows,
@@ -86,14 +87,6 @@ class Http2:
         while stream not in self._ended and not self.is_closed:
             self._receive()
         return self._statuses.get(stream)
-
-    def wait_closed(self) -> None:
-        """Reads until the other side closes the connection."""
-        while not self.is_closed:
-            self._receive()
-
-    def send_raw(self, data: bytes) -> None:
-        self._sock.sendall(data)
 
     def close(self) -> None:
         self._sock.close()
