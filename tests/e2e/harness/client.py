@@ -56,21 +56,31 @@ class Client:
 
     def __init__(self, port: int, **options: Any) -> None:
         self.port = port
-        # HTTP/2 shares connections; were they closed as soon as they are idle, a request that has
-        # just been given to one would fail in the client.
-        kept = 10 if options.get("http2") else 0
-        self._http = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            timeout=HANG_GUARD_S * 2,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept),
+        self._options = {
+            "base_url": f"http://127.0.0.1:{port}",
+            "timeout": HANG_GUARD_S * 2,
+            "trust_env": False,
+            # There is no TLS here, and reading certificates takes longer than all the rest.
+            "verify": False,
             **options,
-        )
+        }
+        # HTTP/2 shares a connection. Over HTTP/1.1 nothing is shared, not even a pool: threads that
+        # close idle connections of each other's requests would fail in the client.
+        self._shared = httpx.Client(**self._options) if options.get("http2") else None
         self._threads = ThreadPoolExecutor(max_workers=300)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._http.close()
+        if self._shared:
+            self._shared.close()
+
+    @contextmanager
+    def _http(self) -> Iterator[httpx.Client]:
+        if self._shared:
+            yield self._shared
+        else:
+            with httpx.Client(**self._options) as client:
+                yield client
 
     def send(
         self,
@@ -80,7 +90,8 @@ class Client:
         headers: dict[str, str] | list[tuple[str, str]] | None = None,
     ) -> Answer:
         started = time.monotonic()
-        answer = self._http.request(method, path, content=body, headers=headers)
+        with self._http() as http:
+            answer = http.request(method, path, content=body, headers=headers)
         return Answer(
             answer.status_code,
             [(key.decode(), value.decode("latin-1")) for key, value in answer.headers.raw],
@@ -125,7 +136,10 @@ class Client:
         """A streamed chat completion, read by the caller as it comes."""
         body = nimgate.encode(nimgate.chat(model, stream=True))
         all_headers = {"content-type": "application/json", **(headers or {})}
-        with self._http.stream("POST", CHAT, content=body, headers=all_headers) as answer:
+        with (
+            self._http() as http,
+            http.stream("POST", CHAT, content=body, headers=all_headers) as answer,
+        ):
             yield answer
 
 
