@@ -80,12 +80,19 @@ impl Failed<'_> {
 }
 
 /// The values of `x-ratelimit-limit-requests`, `-remaining-requests` and `-reset-requests`.
-pub fn ratelimit_headers(snapshot: &Snapshot, now: Instant) -> [(&'static str, String); 3] {
+fn ratelimit_headers(snapshot: &Snapshot, now: Instant) -> [(&'static str, String); 3] {
     [
         ("x-ratelimit-limit-requests", snapshot.rate.as_rpm().max(1).to_string()),
         ("x-ratelimit-remaining-requests", snapshot.available.to_string()),
         ("x-ratelimit-reset-requests", duration(snapshot.full_at.since(now))),
     ]
+}
+
+/// The headers that a metered response gets: how long the request waited, and the state of the limit if it is known.
+pub fn told_headers(waited: Micros, snapshot: Option<&Snapshot>, now: Instant) -> Vec<(&'static str, String)> {
+    let mut headers = vec![("x-nimgate-queue-ms", waited.as_millis().to_string())];
+    headers.extend(snapshot.into_iter().flat_map(|snapshot| ratelimit_headers(snapshot, now)));
+    headers
 }
 
 /// A duration as OpenAI writes it: `20ms`, `1.5s`, `6m0s`.

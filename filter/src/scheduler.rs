@@ -42,6 +42,10 @@ pub enum Action {
         outcome: Outcome,
         /// When to try again, in whole seconds, at least 1.
         retry_after_s: u64,
+        /// How long it waited.
+        waited: Micros,
+        /// The ledger after the decision; `None` if there was no way to look at it.
+        snapshot: Option<Snapshot>,
     },
     /// Wake another worker.
     Wake(WorkerId),
@@ -192,6 +196,18 @@ impl Scheduler {
         }
     }
 
+    /// A picture of a limit's ledger as it is now; `None` if there was no way to look at it.
+    pub fn look<S: Store>(
+        &mut self,
+        id: LimitId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Option<Snapshot> {
+        let limit = self.limits.get_mut(id.0)?;
+        limit.transact(id, now, store, observer, |_, _| ((), false, None)).ok().map(|((), snapshot)| snapshot)
+    }
+
     /// When [`Scheduler::wake`] must be called next; `None` when there is nothing to do.
     pub fn next_wakeup(&self) -> Option<Instant> {
         self.limits.iter().flat_map(|limit| [limit.due_at(), limit.refresh_at]).flatten().min()
@@ -245,12 +261,18 @@ impl Limit {
         });
         let mut actions = Vec::new();
         match decided {
-            Ok(((turn, estimates, aging), _)) => {
-                let refuse = |request, lane: Lane, outcome| {
+            Ok(((turn, estimates, aging), snapshot)) => {
+                let refuse = |request, lane: Lane, arrived, outcome| {
                     let at = estimates.get(lane.index()).copied().unwrap_or(now);
-                    Action::Reply { request, outcome, retry_after_s: retry_after_s(at.since(now), request, now) }
+                    Action::Reply {
+                        request,
+                        outcome,
+                        retry_after_s: retry_after_s(at.since(now), request, now),
+                        waited: now.since(arrived),
+                        snapshot: Some(snapshot),
+                    }
                 };
-                actions.extend(expired.iter().map(|w| refuse(w.request, w.lane, Outcome::RateLimited)));
+                actions.extend(expired.iter().map(|w| refuse(w.request, w.lane, w.arrived, Outcome::RateLimited)));
                 actions.extend(grant(&mut queue, turn, aging, now, id, observer));
                 if let Some(arrival) = arrival {
                     match turn.place {
@@ -261,7 +283,7 @@ impl Limit {
                         }
                         Place::Refused => {
                             queue.remove(arrival.request);
-                            actions.push(refuse(arrival.request, arrival.lane, Outcome::QueueFull));
+                            actions.push(refuse(arrival.request, arrival.lane, arrival.arrived, Outcome::QueueFull));
                         }
                     }
                 }
@@ -275,6 +297,8 @@ impl Limit {
                     request: w.request,
                     outcome: Outcome::RateLimited,
                     retry_after_s: 1,
+                    waited: now.since(w.arrived),
+                    snapshot: None,
                 }));
                 self.look_again_at = Some(now.after(TRY_AGAIN));
             }

@@ -90,6 +90,8 @@ def test_upstream_that_does_not_answer_is_504(gate: Gate):
     before = gate.envoy.requests_total("nvidia", outcome="upstream_timeout")
     answer = gate.client.chat("nvidia/a", headers={"x-fake-behaviour": "hang"})
     assert_error(answer, 504, "TimeoutException", "upstream_timeout")
+    assert answer.header("x-nimgate-queue-ms") == "0"
+    assert answer.header("x-ratelimit-limit-requests")
     assert gate.envoy.requests_total("nvidia", outcome="upstream_timeout") == before + 1
 
 

@@ -46,6 +46,9 @@ def assert_refused(answer: Answer, status: int, kind: str, code: str) -> None:
     assert error["message"]
     (retry_after,) = answer.header_values("retry-after")
     assert re.fullmatch(r"[1-9]\d*", retry_after)
+    # A refusal tells the state of the limit like any other answer to a metered request.
+    for name in ("x-nimgate-queue-ms", "x-ratelimit-limit-requests"):
+        assert re.fullmatch(r"\d+", answer.header(name) or ""), answer
 
 
 def test_queue_is_bounded_over_all_workers(gate: Gate):

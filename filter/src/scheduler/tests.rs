@@ -180,8 +180,11 @@ fn a_full_queue_refuses_with_a_time_to_come_back() {
         one.arrive(id, Priority::Normal, at(0));
     }
     let actions = one.arrive(11, Priority::Normal, at(0));
-    let [Action::Reply { outcome, retry_after_s, .. }] = actions[..] else { panic!("one reply, got {actions:?}") };
-    assert_eq!(outcome, Outcome::QueueFull);
+    let [Action::Reply { outcome, retry_after_s, waited, snapshot, .. }] = actions[..] else {
+        panic!("one reply, got {actions:?}")
+    };
+    assert_eq!((outcome, waited), (Outcome::QueueFull, Micros::ZERO));
+    assert_eq!(snapshot.map(|snapshot| snapshot.available), Some(0));
     assert!((11..=14).contains(&retry_after_s), "eleven are ahead, got {retry_after_s}");
 }
 

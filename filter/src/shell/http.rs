@@ -5,11 +5,13 @@ use super::logging::event;
 use super::stream::{BodyView, Granted, State, Stream};
 use super::{headers, worker};
 use crate::classify::{self, AtHead, Head};
-use crate::messages::ratelimit_headers;
+use crate::ledger::Snapshot;
+use crate::messages::told_headers;
 use crate::outcome::Outcome;
 use crate::priority::Priority;
 use crate::retreat::Answer;
 use crate::retry_after;
+use crate::units::Micros;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 use std::rc::Rc;
@@ -139,6 +141,7 @@ impl Http {
 
     /// A response begins: the upstream's, or one that Envoy made by itself.
     fn response(&mut self, stream: &Rc<Stream>, ends_here: bool) {
+        #[derive(Clone, Copy)]
         enum Whose {
             Held(Option<usize>),
             Sent(Granted),
@@ -169,6 +172,11 @@ impl Http {
             if let (Some(at), false) = (limit, sent) {
                 worker::with(|worker| worker.dismiss(stream, at, stream.id));
             }
+            if let Whose::Sent(granted) = whose {
+                let limit = stream.limit(granted.limit);
+                let snapshot = limit.and_then(|limit| worker::with(|worker| worker.look(limit))).flatten();
+                Self::tell(granted.waited, snapshot);
+            }
             stream.become_(State::Answered(limit, outcome));
             self.reword(stream, limit, outcome, ends_here);
         }
@@ -193,12 +201,13 @@ impl Http {
         let limit = stream.limit(granted.limit);
         let snapshot =
             limit.and_then(|limit| worker::with(|worker| worker.answered(limit, status, answer, stream.id))).flatten();
-        let waited = granted.waited.as_millis().to_string();
-        let _ = host::set_header(Map::Response, "x-nimgate-queue-ms", waited.as_bytes());
-        if let (Some(snapshot), false) = (snapshot, has_ratelimit) {
-            for (name, value) in ratelimit_headers(&snapshot, host::now()) {
-                let _ = host::set_header(Map::Response, name, value.as_bytes());
-            }
+        Self::tell(granted.waited, snapshot.filter(|_| !has_ratelimit));
+    }
+
+    /// Adds the headers of a metered response.
+    fn tell(waited: Micros, snapshot: Option<Snapshot>) {
+        for (name, value) in told_headers(waited, snapshot.as_ref(), host::now()) {
+            let _ = host::set_header(Map::Response, name, value.as_bytes());
         }
     }
 

@@ -143,21 +143,18 @@ impl Stream {
         self.become_(State::Granted(Granted { limit, at: now, waited, answered: false }));
     }
 
-    /// Answers the request with the words for `outcome`. The stream's own context must be in effect.
-    pub fn refuse(&self, outcome: Outcome, retry_after_s: Option<u64>, reason: Option<Reason>) {
+    /// Answers the request with the words for `outcome` and these headers. The stream's own context must be in effect.
+    pub fn refuse(&self, outcome: Outcome, headers: &[(&'static str, String)], reason: Option<Reason>) {
         let limit = match *self.state.borrow() {
             State::Waiting(limit) => Some(limit),
             _ => None,
         };
-        let Some(failure) = outcome.failure() else {
-            return;
-        };
+        let Some(failure) = outcome.failure() else { return };
         let body = failure.body(&self.message(limit, outcome, reason));
-        let retry_after = retry_after_s.map(|secs| secs.to_string());
-        let mut headers = vec![("content-type", "application/json")];
-        headers.extend(retry_after.as_deref().map(|secs| ("retry-after", secs)));
+        let mut all = vec![("content-type", "application/json")];
+        all.extend(headers.iter().map(|(name, value)| (*name, value.as_str())));
         let details = format!("nimgate_{}", failure.code);
-        if let Err(refused) = host::reply(failure.status, &details, &headers, &body) {
+        if let Err(refused) = host::reply(failure.status, &details, &all, &body) {
             event!(error, "host_refused", "call": "local reply", "status": refused.0);
         }
         self.become_(State::Answered(limit, outcome));

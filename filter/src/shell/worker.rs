@@ -14,6 +14,7 @@ use super::shared_data::{SharedData, next_number};
 use super::stream::{BodyView, Plugin, State, Stream};
 use crate::classify::{Classified, Verdict};
 use crate::ledger::{Snapshot, VERSION};
+use crate::messages::told_headers;
 use crate::outcome::Outcome;
 use crate::retreat::Answer;
 use crate::scheduler::{Action, Scheduler};
@@ -175,6 +176,11 @@ impl Worker {
         snapshot
     }
 
+    /// A picture of a limit's ledger, for the headers of a response that is no answer of the upstream.
+    pub fn look(&mut self, limit: LimitId) -> Option<Snapshot> {
+        self.scheduler.look(limit, host::now(), &mut SharedData, &mut self.metrics)
+    }
+
     /// A body was announced and has not been shown yet. As long as it is not known whether this host shows bodies at
     /// all, such streams are watched.
     pub fn watch(&mut self, stream: &Rc<Stream>, size_of_head: u64, current: u32) {
@@ -254,7 +260,7 @@ impl Worker {
             }
             Verdict::Reject(reason) => {
                 let _ = host::on_behalf_of(stream.id, current, || {
-                    stream.refuse(Outcome::Unreadable, None, Some(reason));
+                    stream.refuse(Outcome::Unreadable, &[], Some(reason));
                 });
                 false
             }
@@ -283,12 +289,14 @@ impl Worker {
                         event!(error, "host_refused", "call": "resume request");
                     }
                 }
-                Action::Reply { request, outcome, retry_after_s } => {
+                Action::Reply { request, outcome, retry_after_s, waited, snapshot } => {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
                     let _ = host::on_behalf_of(stream.id, current, || {
-                        stream.refuse(outcome, Some(retry_after_s), None);
+                        let mut headers = told_headers(waited, snapshot.as_ref(), now);
+                        headers.push(("retry-after", retry_after_s.to_string()));
+                        stream.refuse(outcome, &headers, None);
                     });
                 }
                 // A worker that can't be woken finds out by its own timer, a grace later.
