@@ -209,7 +209,7 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
     }
     let retry_after_max = whole(retreat.retry_after_max_s, &field("retreat.retry_after_max_s"), 0, TIMEOUT_S_MAX, 300)?;
     Ok(LimitConfig {
-        key: check_key(raw.upstream_api_key, raw.upstream_api_key_env, path)?,
+        key: check_key(raw.upstream_api_key.map(|key| key.0), raw.upstream_api_key_env, path)?,
         name,
         models,
         clusters,

@@ -34,7 +34,7 @@ pub struct Limit {
     pub low_priority_timeout_s: Option<Number>,
     pub request_timeout_s: Option<Number>,
     pub aging_s: Option<Number>,
-    pub upstream_api_key: Option<String>,
+    pub upstream_api_key: Option<Secret>,
     pub upstream_api_key_env: Option<String>,
     pub retreat: Option<RetreatFields>,
 }
@@ -89,6 +89,18 @@ pub enum LogLevel {
     Warn,
     #[serde(alias = "ERROR", alias = "critical", alias = "CRITICAL")]
     Error,
+}
+
+/// A key. Its value must not be quoted in a sentence about it, not even if it is of the wrong type.
+pub struct Secret(pub String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(key) => Ok(Self(key)),
+            _ => Err(de::Error::custom("must be a string")),
+        }
+    }
 }
 
 /// A number as it was written, so that a sentence about it can quote it.

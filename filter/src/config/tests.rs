@@ -104,6 +104,8 @@ fn each_refusal_names_the_path() {
 fn a_key_never_appears_in_a_refusal() {
     let error = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key": "secret key"}]}"#).unwrap_err();
     assert!(!error.to_string().contains("secret"));
+    let error = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key": 987654321}]}"#).unwrap_err();
+    assert!(error.to_string().contains("upstream_api_key: must be a string") && !error.to_string().contains("9876"));
     let error = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key_env": "nvapi-secret"}]}"#).unwrap_err();
     assert_eq!(error.path, "limits[0].upstream_api_key_env");
     assert!(!error.to_string().contains("secret"));
