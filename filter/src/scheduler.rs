@@ -87,7 +87,7 @@ impl Scheduler {
         if let Some(limit) = self.limits.get_mut(id.0) {
             limit.settings = settings;
             limit.look_again_at = (!limit.queue.is_empty()).then_some(now);
-            let adopted = limit.transact(id, now, store, observer, |ledger, fresh| {
+            let adopted = limit.transact(id, now, store, observer, |ledger, fresh, now| {
                 let changed = *ledger.rules() != settings.rules;
                 let transition = if changed { ledger.adopt(settings.rules, now) } else { None };
                 ((), changed || fresh, transition)
@@ -183,7 +183,7 @@ impl Scheduler {
         observer: &mut impl Observer,
     ) -> Option<Snapshot> {
         let limit = self.limits.get_mut(id.0)?;
-        let answered = limit.transact(id, now, store, observer, |ledger, _| {
+        let answered = limit.transact(id, now, store, observer, |ledger, _, now| {
             let transition = ledger.answer(answer, now);
             ((), true, transition)
         });
@@ -205,7 +205,7 @@ impl Scheduler {
         observer: &mut impl Observer,
     ) -> Option<Snapshot> {
         let limit = self.limits.get_mut(id.0)?;
-        limit.transact(id, now, store, observer, |_, _| ((), false, None)).ok().map(|((), snapshot)| snapshot)
+        limit.transact(id, now, store, observer, |_, _, _| ((), false, None)).ok().map(|((), snapshot)| snapshot)
     }
 
     /// When [`Scheduler::wake`] must be called next; `None` when there is nothing to do.
@@ -254,14 +254,14 @@ impl Limit {
         });
         // The queue is lent to the decision while the rest of the limit runs the transaction.
         let mut queue = core::mem::take(&mut self.queue);
-        let decided = self.transact(id, now, store, observer, |ledger, _| {
+        let decided = self.transact(id, now, store, observer, |ledger, _, now| {
             let (turn, changed) = ledger.turn(worker, &queue, arrival, now);
             let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane));
-            ((turn, estimates, ledger.rules().aging), changed, None)
+            ((turn, estimates, ledger.rules().aging, now), changed, None)
         });
         let mut actions = Vec::new();
         match decided {
-            Ok(((turn, estimates, aging), snapshot)) => {
+            Ok(((turn, estimates, aging, now), snapshot)) => {
                 let refuse = |request, lane: Lane, arrived, outcome| {
                     let at = estimates.get(lane.index()).copied().unwrap_or(now);
                     Action::Reply {
@@ -324,25 +324,27 @@ impl Limit {
 
     /// Looks at the ledger for the gauges' sake, without changing anything but what time alone changes.
     fn refresh<S: Store>(&mut self, id: LimitId, now: Instant, store: &mut S, observer: &mut impl Observer) {
-        if self.transact(id, now, store, observer, |_, _| ((), false, None)).is_err() {
+        if self.transact(id, now, store, observer, |_, _, _| ((), false, None)).is_err() {
             observer.store_failed(id);
             self.refresh_at = Some(now.after(HEARTBEAT));
         }
     }
 
-    /// Runs one decision on the ledger and reports what changed. `decide` gets the ledger, advanced to `now`, and
-    /// whether it is new; it answers its decision, whether the ledger changed, and a transition of the retreat.
+    /// Runs one decision on the ledger and reports what changed. `decide` gets the ledger, advanced to the time of the
+    /// decision, whether it is new, and that time; it answers its decision, whether the ledger changed, and a transition
+    /// of the retreat. The time is the store's own, read after the ledger, and `now` only where the store has none.
     fn transact<S: Store, T>(
         &mut self,
         id: LimitId,
         now: Instant,
         store: &mut S,
         observer: &mut impl Observer,
-        mut decide: impl FnMut(&mut Ledger, bool) -> (T, bool, Option<Transition>),
+        mut decide: impl FnMut(&mut Ledger, bool, Instant) -> (T, bool, Option<Transition>),
     ) -> Result<(T, Snapshot), StoreError> {
         let rules = self.settings.rules;
         let (decision, snapshot, differences, transition, corrupt) =
-            store.measure_and_replace(&self.key, |present| {
+            store.measure_and_replace(&self.key, |present, clock| {
+                let now = clock.unwrap_or(now);
                 let stored = present.map(Ledger::decode);
                 let corrupt = matches!(stored, Some(None));
                 // Nothing is known of the past of a record that can't be read, so it starts with an empty bucket.
@@ -351,7 +353,7 @@ impl Limit {
                 let mut ledger = stored.flatten().unwrap_or_else(|| Ledger::new(rules, tokens, now));
                 let before = ledger.board().totals();
                 let passed = ledger.advance(now);
-                let (decision, changed, transition) = decide(&mut ledger, fresh);
+                let (decision, changed, transition) = decide(&mut ledger, fresh, now);
                 let snapshot = ledger.snapshot(now);
                 let transition = transition.or(passed);
                 let write = changed || fresh || transition.is_some();

@@ -3,6 +3,7 @@
 //! The decision is a pure function that can be made again; the store owns the loop. A lost race decides anew on the
 //! fresh value, and a decision that changes nothing writes nothing.
 
+use crate::units::Instant;
 use core::num::NonZeroU32;
 
 /// The version of a value: what a later replacement must still find there.
@@ -40,24 +41,35 @@ pub trait Store {
     /// [`StoreError::Unavailable`] when the host refuses.
     fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError>;
 
+    /// The time now, where the store's host has a clock that is the same for all workers.
+    fn clock(&mut self) -> Option<Instant> {
+        None
+    }
+
     /// Makes a decision on the present value and replaces it atomically.
     ///
-    /// `decide` gets the present value and answers the new one, or `None` to leave it, and whatever else was decided.
-    /// It may be called several times and must have no effect of its own.
+    /// `decide` gets the present value, and the time as it was read *after* that value, if the store has a clock; it
+    /// answers the new value, or `None` to leave the present one, and whatever else was decided. It may be called
+    /// several times and must have no effect of its own.
+    ///
+    /// The order matters. A worker that reads the clock, is held up, and then decides on a value that others have
+    /// written since would take its old time for a step back of the clock. Time that is read after the value is never
+    /// older than the times in it; and if others write after that, the swap is lost and everything is read anew.
     ///
     /// # Errors
     /// [`StoreError::Contended`] after [`ATTEMPTS_MAX`] lost races, [`StoreError::Unavailable`] when the host refuses.
     fn measure_and_replace<T>(
         &mut self,
         key: &str,
-        mut decide: impl FnMut(Option<&[u8]>) -> (Option<Vec<u8>>, T),
+        mut decide: impl FnMut(Option<&[u8]>, Option<Instant>) -> (Option<Vec<u8>>, T),
     ) -> Result<T, StoreError>
     where
         Self: Sized,
     {
         for _ in 0..ATTEMPTS_MAX {
             let present = self.load(key)?;
-            let (value, decision) = decide(present.as_ref().map(|(bytes, _)| bytes.as_slice()));
+            let now = self.clock();
+            let (value, decision) = decide(present.as_ref().map(|(bytes, _)| bytes.as_slice()), now);
             let Some(value) = value else {
                 return Ok(decision);
             };
@@ -126,7 +138,7 @@ mod tests {
         }
         let mut store = Racy(MemoryStore::default(), false);
         let mut seen = Vec::new();
-        let decided = store.measure_and_replace("k", |present| {
+        let decided = store.measure_and_replace("k", |present, _| {
             seen.push(present.map(<[u8]>::to_vec));
             (Some(b"mine".to_vec()), seen.len())
         });
@@ -145,6 +157,6 @@ mod tests {
                 Ok(Swap::Lost)
             }
         }
-        assert_eq!(Losing.measure_and_replace("k", |_| (Some(Vec::new()), ())), Err(StoreError::Contended));
+        assert_eq!(Losing.measure_and_replace("k", |_, _| (Some(Vec::new()), ())), Err(StoreError::Contended));
     }
 }

@@ -260,6 +260,37 @@ fn a_store_that_fails_grants_nothing_and_loses_nothing() {
     assert_eq!(resumed(&scheduler.wake(false, A, at(1), &mut store, &mut ())), [1]);
 }
 
+/// A store whose clock has gone on while a worker was held up with an old reading of it.
+struct Clocked(MemoryStore, Instant);
+
+impl Store for Clocked {
+    fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+        self.0.load(key)
+    }
+    fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
+        self.0.swap(key, value, version)
+    }
+    fn clock(&mut self) -> Option<Instant> {
+        Some(self.1)
+    }
+}
+
+#[test]
+fn a_worker_with_an_old_time_does_not_make_time_pass_twice() {
+    let mut store = Clocked(MemoryStore::default(), at(0));
+    let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
+    let limit = a.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
+    b.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
+    let mut granted = Vec::new();
+    for (id, second) in (1..=4).zip([0, 3, 3, 3]) {
+        store.1 = at(second * 1_000);
+        granted.extend(resumed(&a.arrive(limit, RequestId(id), Priority::Normal, A, store.1, &mut store, &mut ())));
+        // The other worker read its clock at the very start and comes only now.
+        granted.extend(resumed(&b.arrive(limit, RequestId(id + 10), Priority::Low, B, at(0), &mut store, &mut ())));
+    }
+    assert_eq!(granted, [1, 2], "one token was there and one came in three seconds, for there is room for one");
+}
+
 #[test]
 fn a_record_that_can_not_be_read_is_begun_anew_and_empty() {
     let mut one = One::new(settings(60, 5));

@@ -2,6 +2,7 @@
 
 use super::host;
 use crate::store::{Store, StoreError, Swap, Version};
+use crate::units::Instant;
 
 /// Shared data of this VM's `vm_id`.
 #[derive(Debug, Default)]
@@ -22,6 +23,10 @@ impl Store for SharedData {
             Err(_) => Err(StoreError::Unavailable),
         }
     }
+
+    fn clock(&mut self) -> Option<Instant> {
+        Some(host::now())
+    }
 }
 
 /// The version to give for a key that has no value yet. The host ignores it if there is none, and since no value ever
@@ -30,7 +35,7 @@ const CREATE: u32 = u32::MAX;
 
 /// A number that no other caller in the process gets: a counter in shared data, raised by compare-and-swap.
 pub fn next_number(key: &str) -> Result<u32, StoreError> {
-    SharedData.measure_and_replace(key, |present| {
+    SharedData.measure_and_replace(key, |present, _| {
         let last = present.and_then(|bytes| Some(u32::from_le_bytes(*bytes.first_chunk()?)));
         let next = last.unwrap_or(0).saturating_add(1);
         (Some(next.to_le_bytes().to_vec()), next)
