@@ -24,6 +24,12 @@ pub trait Observer {
         let _ = (limit, differences);
     }
 
+    /// The ledger was begun anew and all that is known of those who wait is these numbers; what was reported before is
+    /// void.
+    fn queue_is(&mut self, limit: LimitId, waiting: [u32; LANES]) {
+        let _ = (limit, waiting);
+    }
+
     /// The ledger was looked at.
     fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
         let _ = (limit, snapshot);

@@ -363,8 +363,9 @@ impl Limit {
             })?;
         if corrupt {
             observer.ledger_corrupt(id);
-        }
-        if differences != [0; LANES] {
+            // The board that was lost is still in the gauges; the workers put their lines on the new one again.
+            observer.queue_is(id, snapshot.waiting);
+        } else if differences != [0; LANES] {
             observer.queue_changed(id, differences);
         }
         if let Some(transition) = transition {

@@ -42,6 +42,10 @@ impl Observer for Gauge {
             *total += difference;
         }
     }
+
+    fn queue_is(&mut self, _: LimitId, waiting: [u32; LANES]) {
+        self.0 = waiting.map(i64::from);
+    }
 }
 
 fn resumed(actions: &[Action]) -> Vec<u32> {
@@ -299,4 +303,24 @@ fn a_record_that_can_not_be_read_is_begun_anew_and_empty() {
     one.store.swap(key, b"rubbish", Some(version)).unwrap();
     assert!(resumed(&one.arrive(1, Priority::Normal, at(0))).is_empty());
     assert_eq!(resumed(&one.wake(at(1_000))), [1]);
+    assert_eq!(one.gauge.0, [0; LANES]);
+}
+
+#[test]
+fn gauges_are_right_again_after_a_record_was_lost() {
+    let mut one = One::new(settings(1, 1));
+    for id in 1..=4 {
+        one.arrive(id, Priority::Normal, at(0));
+    }
+    assert_eq!(one.gauge.0.iter().sum::<i64>(), 3);
+    let key = "nimgate/1/ledger/nvidia";
+    let (_, version) = one.store.load(key).unwrap().unwrap();
+    one.store.swap(key, b"rubbish", Some(version)).unwrap();
+    one.wake(at(2_000));
+    assert_eq!(one.gauge.0.iter().sum::<i64>(), 3, "counted once, not twice");
+    for id in 2..=4 {
+        one.scheduler.leave(one.limit, RequestId(id), at(2_001));
+    }
+    one.wake(at(2_001));
+    assert_eq!(one.gauge.0, [0; LANES]);
 }

@@ -197,6 +197,19 @@ impl Observer for Metrics {
         }
     }
 
+    fn queue_is(&mut self, limit: LimitId, waiting: [u32; LANES]) {
+        let mut outside = 0u64;
+        for (lane, count) in Lane::ALL.into_iter().zip(waiting) {
+            match lane {
+                Lane::Queued(priority) => {
+                    self.record(Key(Metric::QueueLength, Some(limit.0), priority.name(), ""), u64::from(count));
+                }
+                Lane::Fallback(_) => outside = outside.saturating_add(u64::from(count)),
+            }
+        }
+        self.record(Key(Metric::FallbackLength, Some(limit.0), "", ""), outside);
+    }
+
     fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
         let phase: Phase = snapshot.retreat.phase();
         for (metric, value) in [
