@@ -5,6 +5,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # Everything that the scripts install for this project alone; git ignores it.
 tools=$root/.tools
 cd "$root" || exit 1
+# envoy/listeners.yaml names the module by its path, so a target directory that a person keeps elsewhere must not count.
+export CARGO_TARGET_DIR=$root/target
 
 say() { printf '%s\n' "$*" >&2; }
 

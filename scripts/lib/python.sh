@@ -2,6 +2,8 @@
 # common.sh.
 # shellcheck shell=bash
 
+find_python() { have python3 || apt_install python3 python3-venv; }
+
 # Makes the environment NAME with the requirements FILE, or brings it up to date, and sets `python` to its interpreter.
 python_environment() {
   local name=$1 requirements=$2
@@ -9,7 +11,7 @@ python_environment() {
   local mark=$environment/requirements.installed
   python=$environment/bin/python
   cmp -s "$requirements" "$mark" && [ -x "$python" ] && return
-  have python3 || apt_install python3 python3-venv
+  find_python
   say "installing $(basename "$requirements") into .tools/$name"
   rm -rf "$environment"
   if ! python3 -m venv "$environment" >/dev/null 2>&1; then

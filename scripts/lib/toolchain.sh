@@ -6,13 +6,44 @@ wasm_target=wasm32-unknown-unknown
 # shellcheck disable=SC2034
 wasm_module=target/$wasm_target/release/nimgate.wasm
 
+# Makes `cargo` one that can build this. The usual one is rustup's, which gets the version in rust-toolchain.toml by itself
+# when it is asked for its version. Where there is none, or it can't download, Debian's takes its place.
+find_cargo() {
+  ! recent_cargo cargo || return 0
+  say "there is no cargo of the version in rust-toolchain.toml; taking Debian's packages instead"
+  recent_cargo /usr/bin/cargo || apt_install rustc-web cargo-web
+  recent_cargo /usr/bin/cargo || die "Debian's cargo is too old; get Rust from https://rustup.rs"
+  # Before rustup's, whose place in the PATH is that of the same names.
+  export PATH=/usr/bin:$PATH RUSTC=/usr/bin/rustc
+}
+
+# Whether the command is a cargo not older than Cargo.toml asks for.
+recent_cargo() {
+  local oldest version
+  oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  version=$("$1" --version 2>/dev/null) || return 1
+  [ "$(printf '%s\n' "$oldest" "$(cut -d' ' -f2 <<<"$version")" | sort -V | head -n 1)" = "$oldest" ]
+}
+
+# The formatter and the linter that go with it.
+find_rust_lints() {
+  find_cargo
+  if [ "$(command -v cargo)" = /usr/bin/cargo ]; then
+    cargo fmt --version >/dev/null 2>&1 || apt_install rustfmt-web
+    cargo clippy --version >/dev/null 2>&1 || apt_install rust-web-clippy
+  else
+    { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 || rustup component add rustfmt clippy >&2 ||
+      die "rustup could not add rustfmt and clippy; its own words are above"
+  fi
+}
+
 # Sets `wasm_cargo` to the command that builds for the wasm target, and `wasm_cargo_flags` to what it needs.
 #
 # The usual way is rustup. Where it can't download the target (a closed network), Debian's rustc-web, cargo-web and
 # rust-web-src of one version build the standard library along with the filter. NIMGATE_WASM_TOOLCHAIN chooses one of
 # the two, `rustup` or `debian`, and fails where it can't be had.
 find_wasm_toolchain() {
-  have cargo || die "cargo is not installed; get Rust from https://rustup.rs, or Debian's package rustup"
+  find_cargo
   local choice=${NIMGATE_WASM_TOOLCHAIN:-}
   case $choice in
     "" | rustup | debian) ;;
@@ -25,7 +56,7 @@ find_wasm_toolchain() {
       return
     fi
     [ -z "$choice" ] || die "rustup could not add the target $wasm_target; its own words are above"
-    say "rustup can't add the target $wasm_target; taking Debian's packages instead"
+    say "rustup does not provide the target $wasm_target here; taking Debian's packages instead"
   fi
   debian_toolchain
 }
@@ -35,7 +66,8 @@ rustup_target() {
   local libdir
   libdir=$(rustc --print target-libdir --target $wasm_target 2>/dev/null) || return 1
   [ -e "$libdir" ] && return 0
-  have rustup || return 1
+  # What rustup adds is of no use to a compiler that is not rustup's.
+  have rustup && [ "$(command -v rustc)" != /usr/bin/rustc ] || return 1
   rustup target add $wasm_target >&2
 }
 
