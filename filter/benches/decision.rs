@@ -6,7 +6,7 @@
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use nimgate::ledger::{Arrival, Ledger, Rules};
 use nimgate::priority::{Lane, Priority};
-use nimgate::queue::Queue;
+use nimgate::queue::{Patience, Queue};
 use nimgate::retreat::RetreatRules;
 use nimgate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
 use std::hint::black_box;
@@ -18,6 +18,8 @@ fn rules() -> Rules {
         capacity: 4,
         queue_max: 1_000_000,
         aging: None,
+        patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
+        may_fall_back: false,
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(40),
@@ -99,12 +101,7 @@ fn come_and_go(criterion: &mut Criterion) {
                 || queue(waiting),
                 |queue| {
                     let waiting = queue.push(RequestId(u32::MAX), Lane::Queued(Priority::High), now);
-                    let arrival = Arrival {
-                        request: waiting.request,
-                        lane: waiting.lane,
-                        arrived: waiting.arrived,
-                        may_fall_back: false,
-                    };
+                    let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
                     let written = transact(black_box(&record), queue, Some(arrival), now);
                     queue.remove(waiting.request);
                     written

@@ -10,7 +10,6 @@ use crate::ledger::Rules;
 use crate::priority::Priority;
 use crate::queue::Patience;
 use crate::retreat::RetreatRules;
-use crate::scheduler::LimitSettings;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
 use core::fmt;
 use glob::Glob;
@@ -99,7 +98,7 @@ pub struct LimitConfig {
     /// The configured requests per minute.
     pub rate_rpm: u32,
     /// How it is scheduled.
-    pub settings: LimitSettings,
+    pub rules: Rules,
 }
 
 /// Who may ask for which priority.
@@ -216,17 +215,15 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
         hosts,
         paths,
         rate_rpm,
-        settings: LimitSettings {
-            rules: Rules {
-                capacity,
-                queue_max,
-                aging,
-                retreat: RetreatRules {
-                    enabled: retreat.enabled.unwrap_or(true),
-                    base: MilliRpm::from_rpm(rate_rpm),
-                    floor: MilliRpm::from_rpm(floor_rpm),
-                    retry_after_max: Micros::from_secs(u64::from(retry_after_max)),
-                },
+        rules: Rules {
+            capacity,
+            queue_max,
+            aging,
+            retreat: RetreatRules {
+                enabled: retreat.enabled.unwrap_or(true),
+                base: MilliRpm::from_rpm(rate_rpm),
+                floor: MilliRpm::from_rpm(floor_rpm),
+                retry_after_max: Micros::from_secs(u64::from(retry_after_max)),
             },
             patience: Patience { low, others },
             may_fall_back: matches!(raw.queue_full_policy, Some(raw::QueueFullPolicy::Passthrough)),

@@ -11,14 +11,17 @@
 
 pub mod board;
 mod codec;
+pub mod in_force;
 
 use crate::bucket::{Bucket, Flow};
 use crate::priority::{LANES, Lane};
-use crate::queue::{LaneHead, Queue};
+use crate::queue::{LaneHead, Patience, Queue};
 use crate::retreat::{Answer, Retreat, RetreatRules, Transition};
 use crate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
 pub use board::Board;
 pub use codec::VERSION;
+pub use in_force::Origin;
+use in_force::{Claim, InForce};
 
 /// The settings that all workers share. They lie in the ledger so that a new configuration holds for all at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +32,10 @@ pub struct Rules {
     pub queue_max: u32,
     /// After how long a waiting request moves up a level; `None` is never.
     pub aging: Option<Micros>,
+    /// How long requests may wait.
+    pub patience: Patience,
+    /// Whether requests may wait outside a full queue.
+    pub may_fall_back: bool,
     /// The configured rate and how 429s reduce it.
     pub retreat: RetreatRules,
 }
@@ -45,7 +52,7 @@ pub struct Due {
 /// The shared record of one limit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ledger {
-    rules: Rules,
+    in_force: InForce,
     bucket: Bucket,
     retreat: Retreat,
     due: Option<Due>,
@@ -61,8 +68,6 @@ pub struct Arrival {
     pub lane: Lane,
     /// When it arrived.
     pub arrived: Instant,
-    /// Whether it may wait outside the queue when that is full.
-    pub may_fall_back: bool,
 }
 
 /// What becomes of an arrival that was not granted at once.
@@ -74,6 +79,13 @@ pub enum Place {
     Fallback(Lane),
     /// Nothing is free: it must be refused.
     Refused,
+}
+
+/// Rules were put in force because requests arrive under them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Adopted {
+    /// What that did to the retreat.
+    pub transition: Option<Transition>,
 }
 
 /// What one worker may do now.
@@ -93,7 +105,7 @@ impl Ledger {
     /// A new ledger with `tokens` tokens in its bucket.
     pub fn new(rules: Rules, tokens: u32, now: Instant) -> Self {
         Self {
-            rules,
+            in_force: InForce::new(rules),
             bucket: Bucket::with_tokens(tokens.min(rules.capacity), now),
             retreat: Retreat::new(rules.retreat),
             due: None,
@@ -103,7 +115,7 @@ impl Ledger {
 
     /// The rules in force.
     pub fn rules(&self) -> &Rules {
-        &self.rules
+        &self.in_force.rules
     }
 
     /// What waits at the workers.
@@ -124,28 +136,38 @@ impl Ledger {
     /// Puts new rules in force. The bucket keeps its level, as far as it fits, and the retreat its state.
     pub fn adopt(&mut self, rules: Rules, now: Instant) -> Option<Transition> {
         self.bucket.refill(self.flow(), now);
-        self.rules = rules;
+        self.in_force.adopt(rules);
         let transition = self.retreat.advance(rules.retreat, now);
         self.bucket.refill(self.flow(), now);
         transition
     }
 
+    /// Takes note of the configuration under which a request arrived, and adopts its rules if it is the one that Envoy
+    /// uses now. Says whether anything was noted, and whether the rules were adopted.
+    pub fn claim(&mut self, origin: &Origin, now: Instant) -> (bool, Option<Adopted>) {
+        match self.in_force.claim(origin, now) {
+            Claim::Known => (false, None),
+            Claim::Noted => (true, None),
+            Claim::Won => (true, Some(Adopted { transition: self.adopt(origin.rules, now) })),
+        }
+    }
+
     /// Lets time pass: refills the bucket at the rate that held until now, then lets the retreat take its next step.
     pub fn advance(&mut self, now: Instant) -> Option<Transition> {
         self.bucket.refill(self.flow(), now);
-        self.retreat.advance(self.rules.retreat, now)
+        self.retreat.advance(self.in_force.rules.retreat, now)
     }
 
     /// Takes in an answer of the upstream.
     pub fn answer(&mut self, answer: Answer, now: Instant) -> Option<Transition> {
         let passed = self.advance(now);
-        self.retreat.step(self.rules.retreat, now, answer).or(passed)
+        self.retreat.step(self.in_force.rules.retreat, now, answer).or(passed)
     }
 
     /// Decides what `worker`, with `queue` waiting, may do now, and writes it onto the ledger. Call
     /// [`Ledger::advance`] first. Says too whether anything was changed that others must see.
     pub fn turn(&mut self, worker: WorkerId, queue: &Queue, arrival: Option<Arrival>, now: Instant) -> (Turn, bool) {
-        let aging = self.rules.aging;
+        let aging = self.in_force.rules.aging;
         let mut changed = self.board.expire(now, worker);
         let mut mine = queue.in_order(now, aging);
         let mut granted = 0u32;
@@ -185,7 +207,7 @@ impl Ledger {
 
     /// Finds a place for an arrival that got no token, and takes it out of the lanes to publish if there is none.
     fn place(&self, worker: WorkerId, lanes: &mut [LaneHead; LANES], arrival: Arrival) -> Place {
-        let queue_max = u64::from(self.rules.queue_max);
+        let queue_max = u64::from(self.in_force.rules.queue_max);
         let total = |lanes: &[LaneHead; LANES], queued| {
             board::waiting(lanes, queued).saturating_add(self.board.waiting(queued, worker))
         };
@@ -196,7 +218,7 @@ impl Ledger {
         if let Some(head) = lanes.get_mut(arrival.lane.index()) {
             head.count = head.count.saturating_sub(1);
         }
-        if !arrival.may_fall_back || total(lanes, false) >= queue_max {
+        if !self.in_force.rules.may_fall_back || total(lanes, false) >= queue_max {
             return Place::Refused;
         }
         let lane = Lane::Fallback(arrival.lane.priority());
@@ -212,7 +234,7 @@ impl Ledger {
     /// Notes whose request is now the best. If that is another worker, says whether to wake it: it may sleep until its
     /// grace is over because it was not the best before, or a token may be there for it already.
     fn hand_over(&mut self, worker: WorkerId, now: Instant) -> (Option<WorkerId>, bool) {
-        let best = self.board.best_except(None, now, self.rules.aging).map(|(_, whose)| whose);
+        let best = self.board.best_except(None, now, self.in_force.rules.aging).map(|(_, whose)| whose);
         let changed = best != self.due.map(|due| due.worker);
         if changed {
             self.due = best.map(|worker| Due { worker, since: now });
@@ -242,8 +264,18 @@ impl Ledger {
         now >= self.retreat.closed_until()
     }
 
+    /// What decides when the next token is there, besides the bucket's level: the flow, and until when the gate is closed.
+    pub fn pace(&self) -> (Flow, Instant) {
+        (self.flow(), self.retreat.closed_until())
+    }
+
+    /// The worker whose request is the best.
+    pub fn due_worker(&self) -> Option<WorkerId> {
+        self.due.map(|due| due.worker)
+    }
+
     fn flow(&self) -> Flow {
-        Flow { rate: self.retreat.rate(), capacity: self.rules.capacity }
+        Flow { rate: self.retreat.rate(), capacity: self.in_force.rules.capacity }
     }
 }
 
@@ -276,8 +308,8 @@ impl Ledger {
         let flow = self.flow();
         Snapshot {
             available: self.bucket.available(),
-            capacity: self.rules.capacity,
-            base: self.rules.retreat.base,
+            capacity: self.in_force.rules.capacity,
+            base: self.in_force.rules.retreat.base,
             rate: flow.rate,
             token_at: self.bucket.ready_at(flow).max(self.retreat.closed_until()),
             full_at: self.bucket.full_at(flow),

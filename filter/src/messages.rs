@@ -4,10 +4,10 @@
 //! the upstream's, or the other way round, looks in the wrong place for hours.
 
 use crate::classify::Reason;
+use crate::ledger::Rules;
 use crate::ledger::Snapshot;
 use crate::outcome::Outcome;
 use crate::priority::Priority;
-use crate::scheduler::LimitSettings;
 use crate::units::{Instant, Micros};
 
 /// What the sentence for a failed request is about.
@@ -17,8 +17,8 @@ pub struct Failed<'a> {
     pub outcome: Outcome,
     /// The limit that metered it; empty if none did.
     pub limit: &'a str,
-    /// That limit's settings.
-    pub settings: Option<&'a LimitSettings>,
+    /// The rules in force for it.
+    pub rules: Option<&'a Rules>,
     /// The level at which it was served.
     pub priority: Priority,
     /// Why its body could not be read.
@@ -28,14 +28,13 @@ pub struct Failed<'a> {
 impl Failed<'_> {
     /// The sentence. It never holds anything that a client sent.
     pub fn message(&self) -> String {
-        let limit = self.limit;
-        let rules = self.settings.map(|settings| settings.rules);
+        let Self { limit, rules, .. } = *self;
         let rpm = rules.map_or(0, |rules| rules.retreat.base.as_rpm());
         match self.outcome {
             Outcome::RateLimited => {
-                let (setting, wait) = match (self.priority, self.settings) {
-                    (Priority::Low, Some(settings)) => ("low_priority_timeout_s", settings.patience.low),
-                    (_, Some(settings)) => ("request_timeout_s", settings.patience.others),
+                let (setting, wait) = match (self.priority, rules) {
+                    (Priority::Low, Some(rules)) => ("low_priority_timeout_s", rules.patience.low),
+                    (_, Some(rules)) => ("request_timeout_s", rules.patience.others),
                     (_, None) => ("request_timeout_s", Micros::ZERO),
                 };
                 format!(
@@ -142,7 +141,7 @@ mod tests {
             let failed = Failed {
                 outcome,
                 limit: "batch",
-                settings: None,
+                rules: None,
                 priority: Priority::Low,
                 reason: Some(Reason::Compressed),
             };

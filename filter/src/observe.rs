@@ -40,6 +40,11 @@ pub trait Observer {
         let _ = (limit, transition);
     }
 
+    /// The rules of a configuration that had been replaced are in force again, since requests arrive under it.
+    fn rules_adopted(&mut self, limit: LimitId) {
+        let _ = limit;
+    }
+
     /// A decision was put off because other workers were quicker each time, or the host refused the store.
     fn store_failed(&mut self, limit: LimitId) {
         let _ = limit;

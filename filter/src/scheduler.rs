@@ -4,25 +4,14 @@
 //! and the store come in with each call. Every decision is made inside [`Store::measure_and_replace`] and only then
 //! carried out on the queue, so a lost race leaves no trace here.
 
-use crate::ledger::{Arrival, Ledger, Place, Rules, Snapshot, Turn, VERSION};
+use crate::ledger::{Arrival, Ledger, Origin, Place, Rules, Snapshot, Turn, VERSION};
 use crate::observe::Observer;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane, Priority};
-use crate::queue::{Patience, Queue, Waiting};
+use crate::queue::{Queue, Waiting};
 use crate::retreat::{Answer, Transition};
 use crate::store::{Store, StoreError};
 use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
-
-/// The settings of one limit as far as the scheduler is concerned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LimitSettings {
-    /// What all workers share.
-    pub rules: Rules,
-    /// How long requests may wait.
-    pub patience: Patience,
-    /// Whether requests may wait outside a full queue.
-    pub may_fall_back: bool,
-}
 
 /// What the shell must do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +50,8 @@ pub struct Scheduler {
 struct Limit {
     name: String,
     key: String,
-    settings: LimitSettings,
+    /// The rules in force, as of the last look at the ledger.
+    rules: Rules,
     queue: Queue,
     /// When to look at the ledger again because someone waits here, or has just left.
     look_again_at: Option<Instant>,
@@ -70,29 +60,31 @@ struct Limit {
 }
 
 impl Scheduler {
-    /// Puts the settings of the limit called `name` in force, here and in the shared ledger, and returns its number.
-    /// Who waits keeps waiting, under the new settings. The last configuration that names a limit wins.
+    /// Puts the rules of the limit called `name` in force, for all workers, and returns its number here. Who waits keeps
+    /// waiting, under the new rules. The last configuration that names a limit wins; see [`Ledger::claim`] for one that
+    /// comes back into use without being configured again.
     pub fn configure<S: Store>(
         &mut self,
         name: &str,
-        settings: LimitSettings,
+        rules: Rules,
         now: Instant,
         store: &mut S,
         observer: &mut impl Observer,
     ) -> LimitId {
         let id = self.next_id(name);
         if id.0 == self.limits.len() {
-            self.limits.push(Limit::new(name, settings));
+            self.limits.push(Limit::new(name, rules));
         }
         if let Some(limit) = self.limits.get_mut(id.0) {
-            limit.settings = settings;
             limit.look_again_at = (!limit.queue.is_empty()).then_some(now);
+            // The workers get the configuration one after the other, and look again by themselves.
             let adopted = limit.transact(id, now, store, observer, |ledger, fresh, now| {
-                let changed = *ledger.rules() != settings.rules;
-                let transition = if changed { ledger.adopt(settings.rules, now) } else { None };
+                let changed = *ledger.rules() != rules;
+                let transition = if changed { ledger.adopt(rules, now) } else { None };
                 ((), changed || fresh, transition)
             });
             if adopted.is_err() {
+                limit.rules = rules;
                 observer.store_failed(id);
             }
         }
@@ -110,9 +102,9 @@ impl Scheduler {
         self.limits.get(id.0).map_or("", |limit| &limit.name)
     }
 
-    /// The settings of a limit.
-    pub fn settings(&self, id: LimitId) -> Option<&LimitSettings> {
-        self.limits.get(id.0).map(|limit| &limit.settings)
+    /// The rules of a limit that were in force when this worker last looked.
+    pub fn rules(&self, id: LimitId) -> Option<&Rules> {
+        self.limits.get(id.0).map(|limit| &limit.rules)
     }
 
     /// How many requests of a limit wait in this worker.
@@ -120,13 +112,14 @@ impl Scheduler {
         self.limits.get(id.0).map_or(0, |limit| limit.queue.len())
     }
 
-    /// A request is complete and asks for a token.
+    /// A request is complete and asks for a token. `origin` says under which rules it came.
     #[expect(clippy::too_many_arguments, reason = "one argument for each thing the caller alone knows")]
     pub fn arrive<S: Store>(
         &mut self,
         id: LimitId,
         request: RequestId,
         priority: Priority,
+        origin: &Origin,
         worker: WorkerId,
         now: Instant,
         store: &mut S,
@@ -136,7 +129,7 @@ impl Scheduler {
             return Vec::new();
         };
         let waiting = limit.queue.push(request, Lane::Queued(priority), now);
-        limit.turn(id, Some(waiting), worker, now, store, observer)
+        limit.turn(id, Some((waiting, origin)), worker, now, store, observer)
     }
 
     /// The stream of a request is gone. If the request still waited, it leaves the queue and costs nothing.
@@ -167,13 +160,14 @@ impl Scheduler {
             if due || (woken && !limit.queue.is_empty()) {
                 actions.extend(limit.turn(LimitId(at), None, worker, now, store, observer));
             } else if limit.refresh_at.is_some_and(|due| due <= now) {
-                limit.refresh(LimitId(at), now, store, observer);
+                actions.extend(limit.refresh(LimitId(at), now, store, observer));
             }
         }
         actions
     }
 
-    /// The upstream answered a request. Returns a picture of the ledger after that, for the response's headers.
+    /// The upstream answered a request. Returns a picture of the ledger after that, for the response's headers, and what
+    /// there is to do.
     pub fn answer<S: Store>(
         &mut self,
         id: LimitId,
@@ -181,31 +175,36 @@ impl Scheduler {
         now: Instant,
         store: &mut S,
         observer: &mut impl Observer,
-    ) -> Option<Snapshot> {
-        let limit = self.limits.get_mut(id.0)?;
+    ) -> (Option<Snapshot>, Option<Action>) {
+        let Some(limit) = self.limits.get_mut(id.0) else {
+            return (None, None);
+        };
         let answered = limit.transact(id, now, store, observer, |ledger, _, now| {
             let transition = ledger.answer(answer, now);
             ((), true, transition)
         });
         match answered {
-            Ok(((), snapshot)) => Some(snapshot),
+            Ok(((), snapshot, stirred)) => (Some(snapshot), stirred.map(Action::Wake)),
             Err(_) => {
                 observer.store_failed(id);
-                None
+                (None, None)
             }
         }
     }
 
-    /// A picture of a limit's ledger as it is now; `None` if there was no way to look at it.
+    /// A picture of a limit's ledger as it is now, `None` if there was no way to look at it; and what there is to do.
     pub fn look<S: Store>(
         &mut self,
         id: LimitId,
         now: Instant,
         store: &mut S,
         observer: &mut impl Observer,
-    ) -> Option<Snapshot> {
-        let limit = self.limits.get_mut(id.0)?;
-        limit.transact(id, now, store, observer, |_, _, _| ((), false, None)).ok().map(|((), snapshot)| snapshot)
+    ) -> (Option<Snapshot>, Option<Action>) {
+        let looked = self.limits.get_mut(id.0).map(|limit| limit.look(id, now, store, observer));
+        match looked {
+            Some(Ok((snapshot, wake))) => (Some(snapshot), wake),
+            Some(Err(_)) | None => (None, None),
+        }
     }
 
     /// When [`Scheduler::wake`] must be called next; `None` when there is nothing to do.
@@ -215,11 +214,11 @@ impl Scheduler {
 }
 
 impl Limit {
-    fn new(name: &str, settings: LimitSettings) -> Self {
+    fn new(name: &str, rules: Rules) -> Self {
         Self {
             name: name.to_owned(),
             key: format!("nimgate/{VERSION}/ledger/{name}"),
-            settings,
+            rules,
             queue: Queue::default(),
             look_again_at: None,
             refresh_at: None,
@@ -230,7 +229,7 @@ impl Limit {
     fn due_at(&self) -> Option<Instant> {
         let deadlines = Lane::ALL.into_iter().filter_map(|lane| {
             let front = self.queue.front(lane)?;
-            Some(front.arrived.after(self.settings.patience.of(lane)))
+            Some(front.arrived.after(self.rules.patience.of(lane)))
         });
         deadlines.chain(self.look_again_at).min()
     }
@@ -239,29 +238,34 @@ impl Limit {
     fn turn<S: Store>(
         &mut self,
         id: LimitId,
-        arrival: Option<Waiting>,
+        arrival: Option<(Waiting, &Origin)>,
         worker: WorkerId,
         now: Instant,
         store: &mut S,
         observer: &mut impl Observer,
     ) -> Vec<Action> {
         let expired = self.expire(now);
-        let arrival = arrival.map(|waiting| Arrival {
+        let origin = arrival.map(|(_, origin)| origin);
+        let arrival = arrival.map(|(waiting, _)| Arrival {
             request: waiting.request,
             lane: waiting.lane,
             arrived: waiting.arrived,
-            may_fall_back: self.settings.may_fall_back,
         });
         // The queue is lent to the decision while the rest of the limit runs the transaction.
         let mut queue = core::mem::take(&mut self.queue);
         let decided = self.transact(id, now, store, observer, |ledger, _, now| {
+            let (noted, adopted) = origin.map_or((false, None), |origin| ledger.claim(origin, now));
             let (turn, changed) = ledger.turn(worker, &queue, arrival, now);
             let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane));
-            ((turn, estimates, ledger.rules().aging, now), changed, None)
+            let transition = adopted.and_then(|adopted| adopted.transition);
+            ((turn, estimates, adopted.is_some(), now), changed || noted, transition)
         });
         let mut actions = Vec::new();
         match decided {
-            Ok(((turn, estimates, aging, now), snapshot)) => {
+            Ok(((turn, estimates, adopted, now), snapshot, stirred)) => {
+                if adopted {
+                    observer.rules_adopted(id);
+                }
                 let refuse = |request, lane: Lane, arrived, outcome| {
                     let at = estimates.get(lane.index()).copied().unwrap_or(now);
                     Action::Reply {
@@ -273,7 +277,7 @@ impl Limit {
                     }
                 };
                 actions.extend(expired.iter().map(|w| refuse(w.request, w.lane, w.arrived, Outcome::RateLimited)));
-                actions.extend(grant(&mut queue, turn, aging, now, id, observer));
+                actions.extend(grant(&mut queue, turn, self.rules.aging, now, id, observer));
                 if let Some(arrival) = arrival {
                     match turn.place {
                         Place::Queued => {}
@@ -287,7 +291,7 @@ impl Limit {
                         }
                     }
                 }
-                actions.extend(turn.wake.map(Action::Wake));
+                actions.extend(turn.wake.or(stirred).filter(|whose| *whose != worker).map(Action::Wake));
                 self.look_again_at = turn.look_again_at.map(|at| at.min(now.after(HEARTBEAT)));
             }
             Err(_) => {
@@ -311,7 +315,7 @@ impl Limit {
     fn expire(&mut self, now: Instant) -> Vec<Waiting> {
         let mut expired = Vec::new();
         for lane in Lane::ALL {
-            let patience = self.settings.patience.of(lane);
+            let patience = self.rules.patience.of(lane);
             while let Some(front) = self.queue.front(lane).copied()
                 && front.arrived.after(patience) <= now
             {
@@ -323,16 +327,40 @@ impl Limit {
     }
 
     /// Looks at the ledger for the gauges' sake, without changing anything but what time alone changes.
-    fn refresh<S: Store>(&mut self, id: LimitId, now: Instant, store: &mut S, observer: &mut impl Observer) {
-        if self.transact(id, now, store, observer, |_, _, _| ((), false, None)).is_err() {
-            observer.store_failed(id);
-            self.refresh_at = Some(now.after(HEARTBEAT));
+    fn refresh<S: Store>(
+        &mut self,
+        id: LimitId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Option<Action> {
+        match self.look(id, now, store, observer) {
+            Ok((_, wake)) => wake,
+            Err(_) => {
+                observer.store_failed(id);
+                self.refresh_at = Some(now.after(HEARTBEAT));
+                None
+            }
         }
+    }
+
+    fn look<S: Store>(
+        &mut self,
+        id: LimitId,
+        now: Instant,
+        store: &mut S,
+        observer: &mut impl Observer,
+    ) -> Result<(Snapshot, Option<Action>), StoreError> {
+        let ((), snapshot, stirred) = self.transact(id, now, store, observer, |_, _, _| ((), false, None))?;
+        Ok((snapshot, stirred.map(Action::Wake)))
     }
 
     /// Runs one decision on the ledger and reports what changed. `decide` gets the ledger, advanced to the time of the
     /// decision, whether it is new, and that time; it answers its decision, whether the ledger changed, and a transition
     /// of the retreat. The time is the store's own, read after the ledger, and `now` only where the store has none.
+    ///
+    /// Returns the decision, a picture of the ledger, and the worker to wake because the pace has changed: it holds the
+    /// best request, and sleeps until the time at which the old pace would have brought a token.
     fn transact<S: Store, T>(
         &mut self,
         id: LimitId,
@@ -340,9 +368,9 @@ impl Limit {
         store: &mut S,
         observer: &mut impl Observer,
         mut decide: impl FnMut(&mut Ledger, bool, Instant) -> (T, bool, Option<Transition>),
-    ) -> Result<(T, Snapshot), StoreError> {
-        let rules = self.settings.rules;
-        let (decision, snapshot, differences, transition, corrupt) =
+    ) -> Result<(T, Snapshot, Option<WorkerId>), StoreError> {
+        let rules = self.rules;
+        let (decision, snapshot, differences, transition, corrupt, rules, stirred) =
             store.measure_and_replace(&self.key, |present, clock| {
                 let now = clock.unwrap_or(now);
                 let stored = present.map(Ledger::decode);
@@ -352,6 +380,7 @@ impl Limit {
                 let fresh = !matches!(stored, Some(Some(_)));
                 let mut ledger = stored.flatten().unwrap_or_else(|| Ledger::new(rules, tokens, now));
                 let before = ledger.board().totals();
+                let pace = ledger.pace();
                 let passed = ledger.advance(now);
                 let (decision, changed, transition) = decide(&mut ledger, fresh, now);
                 let snapshot = ledger.snapshot(now);
@@ -359,8 +388,10 @@ impl Limit {
                 let write = changed || fresh || transition.is_some();
                 let differences = differences(before, snapshot.waiting);
                 let value = write.then(|| ledger.encode());
-                (value, (decision, snapshot, differences, transition, corrupt))
+                let stirred = (ledger.pace() != pace).then(|| ledger.due_worker()).flatten();
+                (value, (decision, snapshot, differences, transition, corrupt, *ledger.rules(), stirred))
             })?;
+        self.rules = rules;
         if corrupt {
             observer.ledger_corrupt(id);
             // The board that was lost is still in the gauges; the workers put their lines on the new one again.
@@ -374,7 +405,7 @@ impl Limit {
         observer.looked(id, &snapshot);
         let full_at = (snapshot.available < snapshot.capacity).then_some(snapshot.full_at);
         self.refresh_at = full_at.into_iter().chain(snapshot.retreat.due_at()).min();
-        Ok((decision, snapshot))
+        Ok((decision, snapshot, stirred))
     }
 }
 

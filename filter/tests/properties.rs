@@ -3,7 +3,7 @@
 use nimgate::bucket::{Bucket, Flow, NotUntil, TOKEN};
 use nimgate::ledger::{Arrival, Ledger, Place, Rules};
 use nimgate::priority::{Lane, Priority};
-use nimgate::queue::Queue;
+use nimgate::queue::{Patience, Queue};
 use nimgate::retreat::{Answer, Phase, Retreat, RetreatRules};
 use nimgate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
 use proptest::prelude::*;
@@ -17,6 +17,8 @@ fn rules(rpm: u32, capacity: u32, queue_max: u32) -> Rules {
         capacity,
         queue_max,
         aging: None,
+        patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
+        may_fall_back: queue_max.is_multiple_of(2),
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(rpm),
@@ -148,7 +150,7 @@ proptest! {
             let request = RequestId(id as u32);
             let arrival = (what < 5).then(|| {
                 let waiting = queues[worker].push(request, Lane::Queued(Priority::ALL[level]), now);
-                Arrival { request, lane: waiting.lane, arrived: waiting.arrived, may_fall_back: what == 0 }
+                Arrival { request, lane: waiting.lane, arrived: waiting.arrived }
             });
             if what == 7 && let Some(left) = Lane::ALL.iter().find_map(|lane| queues[worker].front(*lane).copied()) {
                 queues[worker].remove(left.request);

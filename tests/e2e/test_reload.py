@@ -7,7 +7,8 @@ import time
 import pytest
 
 from harness.gate import Gate, running_gate
-from harness.nimgate import FAST_RPM, configuration, limit, one_token
+from harness.http2 import Http2
+from harness.nimgate import FAST_RPM, chat, configuration, encode, limit, one_token
 from harness.shipped import Options
 from harness.waiting import wait_until
 
@@ -150,3 +151,63 @@ def test_new_limit_takes_over_at_once(gate: Gate):
         wait_until(lambda: gate.envoy.requests_total(name) == 1, "it is metered")  # noqa: B023
         if number == 2:
             return
+
+
+def capacity_in_force(gate: Gate, limit_name: str) -> int:
+    """What a request on a new connection finds."""
+    with gate.raw() as connection:
+        connection.request(encode(chat(gate.model(limit_name))))
+        assert connection.answer().status == 200
+    return gate.envoy.metric("nimgate_token_capacity", limit=limit_name)
+
+
+def test_going_back_to_an_earlier_configuration_takes_effect(gate: Gate):
+    """Envoy reuses the first configuration's contexts, and tells the filter nothing."""
+    first, second = limit("nvidia", bucket_capacity=50), limit("nvidia", bucket_capacity=60)
+    for entry in (first, second, first, second):
+        assert gate.envoy.reload(configuration(entry))
+        wait_until(
+            lambda: capacity_in_force(gate, "nvidia") == entry["bucket_capacity"],  # noqa: B023
+            "the configuration is in force",
+        )
+
+
+def test_requests_on_an_old_connection_come_under_the_new_rules(gate: Gate):
+    assert gate.envoy.reload(configuration(limit("nvidia", bucket_capacity=50)))
+    with Http2(gate.envoy.ports.data) as connection:
+        for reload in (False, True):
+            if reload:
+                assert gate.envoy.reload(configuration(limit("nvidia", bucket_capacity=60)))
+            assert connection.status(connection.start(encode(chat(gate.model("nvidia"))))) == 200
+    assert gate.envoy.metric("nimgate_token_capacity", limit="nvidia") == 60
+
+
+def test_every_configuration_may_go_and_the_last_takes_the_vms_along():
+    """The first has the timer and the wake-up queue, which the others go on needing."""
+    options = Options(
+        plugin=configuration(one_token("nvidia")),
+        concurrency=4,
+        arguments=["--drain-time-s", "1", "--drain-strategy", "immediate"],
+    )
+    with running_gate(options) as gate:
+        vms = gate.envoy.stats("wasm.envoy.wasm.runtime.v8.active")
+        gate.empty_bucket("nvidia")
+        for seconds in (100, 101):
+            gate.envoy.reload(configuration(one_token("nvidia", request_timeout_s=seconds)))
+            wait_for_drain(gate)
+        with gate.holding("nvidia", 12) as held:
+            assert gate.envoy.reload(configuration(limit("nvidia")))
+            assert [connection.answer().status for connection in held] == [200] * 12
+        wait_for_drain(gate)
+        assert gate.client.chat(gate.model("nvidia")).status == 200
+        assert gate.envoy.reload(with_filter=False)
+        wait_until(
+            lambda: sum(gate.envoy.stats("wasm.envoy.wasm.runtime.v8.active").values()) == 0,
+            "all VMs are gone",
+        )
+        assert sum(vms.values()) > 4
+
+
+def wait_for_drain(gate: Gate) -> None:
+    pattern = "listener_manager.total_(filter_chains|listeners)_draining"
+    wait_until(lambda: not any(gate.envoy.stats(pattern).values()), "old configurations drained")

@@ -10,17 +10,17 @@ fn nothing_means_all_defaults() {
         let config = Config::parse(json.as_bytes()).unwrap();
         assert_eq!(config.limits.len(), 1);
         let limit = &config.limits[0];
-        let settings = &limit.settings;
+        let settings = &limit.rules;
         assert_eq!(limit.name, "nvidia");
         assert!(limit.models[0].matches(b"nvidia/x") && limit.models[1].matches(b"nvidia_nim/x"));
         assert_eq!(limit.rate_rpm, 40);
-        assert_eq!(settings.rules.capacity, 4);
-        assert_eq!(settings.rules.queue_max, 1_000);
+        assert_eq!(settings.capacity, 4);
+        assert_eq!(settings.queue_max, 1_000);
         assert_eq!(settings.patience.low, Micros::from_secs(30));
         assert_eq!(settings.patience.others, Micros::from_secs(120));
-        assert_eq!(settings.rules.aging, None);
-        assert!(!settings.may_fall_back && settings.rules.retreat.enabled);
-        assert_eq!(settings.rules.retreat.floor, MilliRpm::from_rpm(1));
+        assert_eq!(settings.aging, None);
+        assert!(!settings.may_fall_back && settings.retreat.enabled);
+        assert_eq!(settings.retreat.floor, MilliRpm::from_rpm(1));
         assert_eq!(limit.key, KeySource::Client);
         assert_eq!(config.priority.header, "x-priority");
         assert_eq!(config.on_unclassifiable, OnUnclassifiable::Meter);
@@ -40,10 +40,10 @@ fn everything_can_be_said() {
     )
     .unwrap();
     let limit = &config.limits[0];
-    assert_eq!(limit.settings.rules.capacity, 7);
-    assert_eq!(limit.settings.patience.low, Micros::from_millis(500));
-    assert_eq!(limit.settings.rules.aging, Some(Micros::from_secs(10)));
-    assert!(limit.settings.may_fall_back);
+    assert_eq!(limit.rules.capacity, 7);
+    assert_eq!(limit.rules.patience.low, Micros::from_millis(500));
+    assert_eq!(limit.rules.aging, Some(Micros::from_secs(10)));
+    assert!(limit.rules.may_fall_back);
     assert_eq!(config.priority.header, "x-class");
     assert_eq!((config.priority.default, config.priority.ceiling), (Priority::Low, Priority::High));
     assert_eq!(config.log_level, LogLevel::Warn);

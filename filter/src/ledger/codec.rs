@@ -4,10 +4,11 @@
 //! of range is refused as a whole, and the caller starts afresh with an empty bucket.
 
 use super::board::{Board, Slot, WORKERS_MAX};
+use super::in_force::{Contender, InForce};
 use super::{Due, Ledger, Rules};
 use crate::bucket::Bucket;
 use crate::priority::LANES;
-use crate::queue::LaneHead;
+use crate::queue::{LaneHead, Patience};
 use crate::retreat::{CELLS, Phase, Retreat, RetreatRules, Window};
 use crate::units::{Instant, Micros, MilliRpm, RATE_RPM_MAX, WorkerId};
 
@@ -21,7 +22,7 @@ impl Ledger {
         let mut out =
             Writer(Vec::with_capacity(FIXED_BYTES.saturating_add(self.board.slots().len().saturating_mul(SLOT_BYTES))));
         out.u32(VERSION);
-        let rules = &self.rules;
+        let rules = self.rules();
         out.u32(rules.retreat.base.get());
         out.u32(rules.capacity);
         out.u32(rules.queue_max);
@@ -29,6 +30,13 @@ impl Ledger {
         out.u32(u32::from(rules.retreat.enabled));
         out.u32(rules.retreat.floor.get());
         out.u64(rules.retreat.retry_after_max.get());
+        out.u64(rules.patience.low.get());
+        out.u64(rules.patience.others.get());
+        out.u32(u32::from(rules.may_fall_back));
+        let (newest, contender) = self.in_force.parts();
+        out.u64(newest);
+        out.u64(contender.map_or(0, |contender| contender.connection));
+        out.instant(contender.map(|contender| contender.since).unwrap_or_default());
         let (level, updated_at, ready_since) = self.bucket.parts();
         out.u64(level);
         out.instant(updated_at);
@@ -77,7 +85,12 @@ impl Ledger {
             queue_max,
             aging: (aging > 0).then(|| Micros::new(aging)),
             retreat: RetreatRules { enabled, base, floor, retry_after_max: Micros::new(from.u64()?) },
+            patience: Patience { low: Micros::new(from.u64()?), others: Micros::new(from.u64()?) },
+            may_fall_back: from.flag()?,
         };
+        let newest = from.u64()?;
+        let contender = Contender { connection: from.u64()?, since: from.instant()? };
+        let in_force = InForce::from_parts(rules, newest, Some(contender).filter(|contender| contender.connection > 0));
         let bucket = Bucket::from_parts(from.u64()?, from.instant()?, from.instant()?);
         let retreat = Retreat {
             phase: Phase::from_code(u8::try_from(from.u32()?).ok()?)?,
@@ -122,7 +135,7 @@ impl Ledger {
                 },
             });
         }
-        (capacity > 0).then_some(Self { rules, bucket, retreat, due, board: Board::from_slots(board) })
+        (capacity > 0).then_some(Self { in_force, bucket, retreat, due, board: Board::from_slots(board) })
     }
 }
 
@@ -178,4 +191,4 @@ impl Reader<'_> {
 const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
 
 /// Bytes before the slots.
-const FIXED_BYTES: usize = 4 + 12 + 8 + 8 + 8 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;
+const FIXED_BYTES: usize = 4 + 12 + 8 + 8 + 8 + 20 + 24 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;

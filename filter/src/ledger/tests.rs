@@ -10,6 +10,8 @@ const RULES: Rules = Rules {
     capacity: 2,
     queue_max: 3,
     aging: None,
+    patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
+    may_fall_back: false,
     retreat: RetreatRules {
         enabled: true,
         base: MilliRpm::from_rpm(60),
@@ -27,8 +29,7 @@ fn at(millis: u64) -> Instant {
 /// Puts a request into a worker's queue and asks for its turn; takes the granted ones out of the queue.
 fn arrive(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, id: u32, priority: Priority, now: Instant) -> Turn {
     let waiting = queue.push(RequestId(id), Lane::Queued(priority), now);
-    let arrival =
-        Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived, may_fall_back: false };
+    let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
     take_turn(ledger, worker, queue, Some(arrival), now)
 }
 
@@ -131,13 +132,12 @@ fn the_bound_counts_all_workers() {
 
 #[test]
 fn outside_a_full_queue_there_is_as_much_room_again() {
-    let mut ledger = Ledger::new(RULES, 0, at(0));
+    let mut ledger = Ledger::new(Rules { may_fall_back: true, ..RULES }, 0, at(0));
     let mut queue = Queue::default();
     let mut places = Vec::new();
     for id in 1..=7 {
         let waiting = queue.push(RequestId(id), Lane::Queued(Priority::High), at(0));
-        let arrival =
-            Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived, may_fall_back: true };
+        let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
         let turn = take_turn(&mut ledger, A, &mut queue, Some(arrival), at(0));
         if let Place::Fallback(lane) = turn.place {
             queue.shift(RequestId(id), lane);

@@ -1,6 +1,7 @@
 //! The scheduler of several workers on one memory store, in virtual time.
 
 use super::*;
+use crate::queue::Patience;
 use crate::retreat::RetreatRules;
 use crate::store::{MemoryStore, Swap, Version};
 use crate::units::MilliRpm;
@@ -10,22 +11,25 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 const A: WorkerId = WorkerId(1);
 const B: WorkerId = WorkerId(2);
 
-fn settings(rpm: u32, capacity: u32) -> LimitSettings {
-    LimitSettings {
-        rules: Rules {
-            capacity,
-            queue_max: 10,
-            aging: None,
-            retreat: RetreatRules {
-                enabled: true,
-                base: MilliRpm::from_rpm(rpm),
-                floor: MilliRpm::from_rpm(1),
-                retry_after_max: Micros::from_secs(300),
-            },
+fn rules(rpm: u32, capacity: u32) -> Rules {
+    Rules {
+        capacity,
+        queue_max: 10,
+        aging: None,
+        retreat: RetreatRules {
+            enabled: true,
+            base: MilliRpm::from_rpm(rpm),
+            floor: MilliRpm::from_rpm(1),
+            retry_after_max: Micros::from_secs(300),
         },
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: false,
     }
+}
+
+/// A host that numbers no connections.
+fn origin(rules: Rules) -> Origin {
+    Origin { rules, connection: 0 }
 }
 
 fn at(millis: u64) -> Instant {
@@ -76,23 +80,24 @@ struct One {
 }
 
 impl One {
-    fn new(settings: LimitSettings) -> Self {
+    fn new(rules: Rules) -> Self {
         let mut one = Self {
             scheduler: Scheduler::default(),
             store: MemoryStore::default(),
             gauge: Gauge::default(),
             limit: LimitId(0),
         };
-        one.configure(settings, at(0));
+        one.configure(rules, at(0));
         one
     }
 
-    fn configure(&mut self, settings: LimitSettings, now: Instant) {
-        self.limit = self.scheduler.configure("nvidia", settings, now, &mut self.store, &mut self.gauge);
+    fn configure(&mut self, rules: Rules, now: Instant) {
+        self.limit = self.scheduler.configure("nvidia", rules, now, &mut self.store, &mut self.gauge);
     }
 
     fn arrive(&mut self, id: u32, priority: Priority, now: Instant) -> Vec<Action> {
-        self.scheduler.arrive(self.limit, RequestId(id), priority, A, now, &mut self.store, &mut self.gauge)
+        let origin = origin(*self.scheduler.rules(self.limit).expect("it is configured"));
+        self.scheduler.arrive(self.limit, RequestId(id), priority, &origin, A, now, &mut self.store, &mut self.gauge)
     }
 
     fn wake(&mut self, now: Instant) -> Vec<Action> {
@@ -102,7 +107,7 @@ impl One {
 
 #[test]
 fn served_by_priority_as_tokens_come() {
-    let mut one = One::new(settings(60, 1));
+    let mut one = One::new(rules(60, 1));
     assert_eq!(resumed(&one.arrive(1, Priority::Normal, at(0))), [1]);
     for (id, priority) in [(2, Priority::Low), (3, Priority::Normal), (4, Priority::Urgent), (5, Priority::High)] {
         assert!(resumed(&one.arrive(id, priority, at(0))).is_empty());
@@ -119,7 +124,7 @@ fn served_by_priority_as_tokens_come() {
 
 #[test]
 fn nothing_is_due_once_everything_is_at_rest() {
-    let mut one = One::new(settings(60, 2));
+    let mut one = One::new(rules(60, 2));
     one.arrive(1, Priority::Normal, at(0));
     assert_eq!(one.scheduler.next_wakeup(), Some(at(1_000)), "to show the full bucket");
     one.wake(at(1_000));
@@ -128,7 +133,7 @@ fn nothing_is_due_once_everything_is_at_rest() {
 
 #[test]
 fn each_level_has_its_own_patience() {
-    let mut one = One::new(settings(1, 1));
+    let mut one = One::new(rules(1, 1));
     one.arrive(1, Priority::Normal, at(0));
     one.arrive(2, Priority::Low, at(0));
     one.arrive(3, Priority::High, at(0));
@@ -141,7 +146,7 @@ fn each_level_has_its_own_patience() {
 
 #[test]
 fn a_token_never_goes_to_someone_whose_patience_is_over() {
-    let mut one = One::new(settings(2, 1));
+    let mut one = One::new(rules(2, 1));
     one.arrive(1, Priority::Normal, at(0));
     one.arrive(2, Priority::Low, at(0));
     // Token and deadline come at the same moment.
@@ -152,7 +157,7 @@ fn a_token_never_goes_to_someone_whose_patience_is_over() {
 
 #[test]
 fn who_leaves_costs_nothing_and_a_crowd_leaves_together() {
-    let mut one = One::new(settings(60, 1));
+    let mut one = One::new(rules(60, 1));
     one.arrive(1, Priority::Normal, at(0));
     for id in 2..=5 {
         one.arrive(id, Priority::Normal, at(0));
@@ -169,7 +174,7 @@ fn who_leaves_costs_nothing_and_a_crowd_leaves_together() {
 
 #[test]
 fn the_last_to_leave_is_taken_off_the_board() {
-    let mut one = One::new(settings(1, 1));
+    let mut one = One::new(rules(1, 1));
     one.arrive(1, Priority::Normal, at(0));
     one.arrive(2, Priority::Normal, at(0));
     one.scheduler.leave(one.limit, RequestId(2), at(10));
@@ -179,7 +184,7 @@ fn the_last_to_leave_is_taken_off_the_board() {
 
 #[test]
 fn a_full_queue_refuses_with_a_time_to_come_back() {
-    let mut one = One::new(settings(60, 1));
+    let mut one = One::new(rules(60, 1));
     for id in 0..=10 {
         one.arrive(id, Priority::Normal, at(0));
     }
@@ -194,16 +199,16 @@ fn a_full_queue_refuses_with_a_time_to_come_back() {
 
 #[test]
 fn new_settings_hold_for_those_who_wait() {
-    let mut one = One::new(settings(1, 1));
+    let mut one = One::new(rules(1, 1));
     one.arrive(1, Priority::Normal, at(0));
     one.arrive(2, Priority::Normal, at(0));
-    let mut shorter = settings(1, 1);
+    let mut shorter = rules(1, 1);
     shorter.patience.others = Micros::from_secs(5);
     one.configure(shorter, at(1_000));
     assert_eq!(one.scheduler.next_wakeup(), Some(at(1_000)), "to look at them anew");
     assert!(refused(&one.wake(at(1_000))).is_empty());
     assert_eq!(refused(&one.wake(at(5_000))), [(2, Outcome::RateLimited)]);
-    one.configure(settings(60_000, 10), at(6_000));
+    one.configure(rules(60_000, 10), at(6_000));
     assert!(resumed(&one.arrive(3, Priority::Normal, at(6_010))).len() == 1);
 }
 
@@ -211,15 +216,23 @@ fn new_settings_hold_for_those_who_wait() {
 fn two_workers_keep_one_order_and_one_bucket() {
     let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
     let (mut store, mut gauge) = (MemoryStore::default(), Gauge::default());
-    let settings = settings(60, 1);
-    let limit = a.configure("nvidia", settings, at(0), &mut store, &mut gauge);
-    b.configure("nvidia", settings, at(0), &mut store, &mut gauge);
+    let rules = rules(60, 1);
+    let limit = a.configure("nvidia", rules, at(0), &mut store, &mut gauge);
+    b.configure("nvidia", rules, at(0), &mut store, &mut gauge);
     let mut order = Vec::new();
     for id in 0..8u32 {
         let (scheduler, worker) = if id % 2 == 0 { (&mut a, A) } else { (&mut b, B) };
         let priority = Priority::ALL[(3 - id / 2) as usize];
-        let actions =
-            scheduler.arrive(limit, RequestId(id), priority, worker, at(u64::from(id)), &mut store, &mut gauge);
+        let actions = scheduler.arrive(
+            limit,
+            RequestId(id),
+            priority,
+            &origin(rules),
+            worker,
+            at(u64::from(id)),
+            &mut store,
+            &mut gauge,
+        );
         order.extend(resumed(&actions));
     }
     for _ in 0..100 {
@@ -256,8 +269,9 @@ impl Store for Broken {
 fn a_store_that_fails_grants_nothing_and_loses_nothing() {
     let mut store = Broken { inner: MemoryStore::default(), broken: true };
     let mut scheduler = Scheduler::default();
-    let limit = scheduler.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
-    let actions = scheduler.arrive(limit, RequestId(1), Priority::Normal, A, at(0), &mut store, &mut ());
+    let limit = scheduler.configure("nvidia", rules(60, 1), at(0), &mut store, &mut ());
+    let actions =
+        scheduler.arrive(limit, RequestId(1), Priority::Normal, &origin(rules(60, 1)), A, at(0), &mut store, &mut ());
     assert!(actions.is_empty());
     assert_eq!((scheduler.waiting(limit), scheduler.next_wakeup()), (1, Some(at(1))));
     store.broken = false;
@@ -283,21 +297,40 @@ impl Store for Clocked {
 fn a_worker_with_an_old_time_does_not_make_time_pass_twice() {
     let mut store = Clocked(MemoryStore::default(), at(0));
     let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
-    let limit = a.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
-    b.configure("nvidia", settings(60, 1), at(0), &mut store, &mut ());
+    let limit = a.configure("nvidia", rules(60, 1), at(0), &mut store, &mut ());
+    b.configure("nvidia", rules(60, 1), at(0), &mut store, &mut ());
+    let from = origin(rules(60, 1));
     let mut granted = Vec::new();
     for (id, second) in (1..=4).zip([0, 3, 3, 3]) {
         store.1 = at(second * 1_000);
-        granted.extend(resumed(&a.arrive(limit, RequestId(id), Priority::Normal, A, store.1, &mut store, &mut ())));
+        granted.extend(resumed(&a.arrive(
+            limit,
+            RequestId(id),
+            Priority::Normal,
+            &from,
+            A,
+            store.1,
+            &mut store,
+            &mut (),
+        )));
         // The other worker read its clock at the very start and comes only now.
-        granted.extend(resumed(&b.arrive(limit, RequestId(id + 10), Priority::Low, B, at(0), &mut store, &mut ())));
+        granted.extend(resumed(&b.arrive(
+            limit,
+            RequestId(id + 10),
+            Priority::Low,
+            &from,
+            B,
+            at(0),
+            &mut store,
+            &mut (),
+        )));
     }
     assert_eq!(granted, [1, 2], "one token was there and one came in three seconds, for there is room for one");
 }
 
 #[test]
 fn a_record_that_can_not_be_read_is_begun_anew_and_empty() {
-    let mut one = One::new(settings(60, 5));
+    let mut one = One::new(rules(60, 5));
     let key = "nimgate/1/ledger/nvidia";
     let (_, version) = one.store.load(key).unwrap().unwrap();
     one.store.swap(key, b"rubbish", Some(version)).unwrap();
@@ -308,7 +341,7 @@ fn a_record_that_can_not_be_read_is_begun_anew_and_empty() {
 
 #[test]
 fn gauges_are_right_again_after_a_record_was_lost() {
-    let mut one = One::new(settings(1, 1));
+    let mut one = One::new(rules(1, 1));
     for id in 1..=4 {
         one.arrive(id, Priority::Normal, at(0));
     }
@@ -323,4 +356,27 @@ fn gauges_are_right_again_after_a_record_was_lost() {
     }
     one.wake(at(2_001));
     assert_eq!(one.gauge.0, [0; LANES]);
+}
+
+#[test]
+fn an_earlier_configuration_comes_back_with_its_connections() {
+    let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
+    let mut store = MemoryStore::default();
+    let slow = Rules { patience: Patience { low: Micros::from_secs(1), others: Micros::from_secs(9) }, ..rules(1, 1) };
+    let fast = rules(60_000, 10);
+    let limit = a.configure("nvidia", slow, at(0), &mut store, &mut ());
+    for scheduler in [&mut a, &mut b] {
+        scheduler.configure("nvidia", fast, at(1), &mut store, &mut ());
+    }
+    let mut send = |scheduler: &mut Scheduler, id, connection, now| {
+        let origin = Origin { rules: slow, connection };
+        scheduler.arrive(limit, RequestId(id), Priority::Normal, &origin, A, now, &mut store, &mut ())
+    };
+    send(&mut a, 1, 7, at(2));
+    assert_eq!(a.rules(limit), Some(&fast));
+    send(&mut a, 2, 8, at(6_000));
+    assert_eq!(a.rules(limit), Some(&slow));
+    // The other worker learns of it when it next looks.
+    b.look(limit, at(6_000), &mut store, &mut ());
+    assert_eq!(b.rules(limit), Some(&slow));
 }

@@ -81,6 +81,7 @@ mod raw {
         pub fn proxy_register_shared_queue(name: *const u8, size: usize, token: *mut u32) -> u32;
         pub fn proxy_dequeue_shared_queue(token: u32, data: *mut *mut u8, size: *mut usize) -> u32;
         pub fn proxy_enqueue_shared_queue(token: u32, data: *const u8, size: usize) -> u32;
+        pub fn proxy_done() -> u32;
         pub fn proxy_continue_stream(stream: u32) -> u32;
         pub fn proxy_send_local_response(
             status: u32,
@@ -270,6 +271,12 @@ pub fn enqueue(token: u32) -> Result<(), Refused> {
     const WAKE: &[u8] = b"w";
     // SAFETY: the pointer and length are those of a static slice.
     checked(unsafe { raw::proxy_enqueue_shared_queue(token, WAKE.as_ptr(), WAKE.len()) })
+}
+
+/// Lets the effective root context go, which had answered that it was not done yet.
+pub fn done() -> Result<(), Refused> {
+    // SAFETY: no pointers.
+    checked(unsafe { raw::proxy_done() })
 }
 
 /// Lets the effective stream's request go on, after the running callback.

@@ -174,7 +174,7 @@ impl Http {
             }
             if let Whose::Sent(granted) = whose {
                 let limit = stream.limit(granted.limit);
-                let snapshot = limit.and_then(|limit| worker::with(|worker| worker.look(limit))).flatten();
+                let snapshot = limit.and_then(|limit| worker::with(|worker| worker.look(limit, stream.id))).flatten();
                 Self::tell(granted.waited, snapshot);
             }
             stream.become_(State::Answered(limit, outcome));
@@ -225,7 +225,8 @@ impl Http {
         if ends_here {
             return;
         }
-        let body = failure.body(&stream.message(limit, outcome, None));
+        let rules = worker::with(|worker| worker.rules(stream, limit)).flatten();
+        let body = failure.body(&stream.message(limit, outcome, None, rules.as_ref()));
         let _ = host::set_header(Map::Response, "content-type", b"application/json");
         let _ = host::set_header(Map::Response, "content-length", body.len().to_string().as_bytes());
         self.new_body = Some(body);

@@ -236,6 +236,16 @@ impl Observer for Metrics {
         );
     }
 
+    fn rules_adopted(&mut self, limit: LimitId) {
+        let name = self.names.get(limit.0).map_or("", String::as_str);
+        event!(
+            info,
+            "configuration_reinstated",
+            "limit": name,
+            "message": "requests arrive under an earlier configuration again, so its rules are in force",
+        );
+    }
+
     fn store_failed(&mut self, limit: LimitId) {
         self.add(Key(Metric::LedgerContended, Some(limit.0), "", ""), 1);
     }

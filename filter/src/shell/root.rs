@@ -20,6 +20,7 @@ pub struct Root {
 impl Root {
     /// The root context with this number, not configured yet.
     pub fn new(id: u32) -> Self {
+        worker::with(|worker| worker.settle_in(id));
         Self { id, plugin: None }
     }
 
@@ -70,8 +71,7 @@ fn key(limit: &str, source: &KeySource) -> Option<String> {
 
 impl Context for Root {
     fn on_done(&mut self) -> bool {
-        worker::with(|worker| worker.forget(self.id));
-        true
+        worker::with(|worker| worker.move_out(self.id)).unwrap_or(true)
     }
 }
 

@@ -7,10 +7,10 @@ use super::host::{self, Map};
 use super::logging::event;
 use crate::classify::{BodyReader, Reason};
 use crate::config::Config;
+use crate::ledger::{Origin, Rules};
 use crate::messages::Failed;
 use crate::outcome::Outcome;
 use crate::priority::Priority;
-use crate::scheduler::LimitSettings;
 use crate::units::{Instant, LimitId, Micros, RequestId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -113,13 +113,23 @@ impl Stream {
         at.and_then(|at| self.plugin.config.limits.get(at)).map_or("", |limit| &limit.name)
     }
 
-    fn settings(&self, at: Option<usize>) -> Option<&LimitSettings> {
-        Some(&self.plugin.config.limits.get(at?)?.settings)
+    /// Under which rules of a limit the request came, and on which connection. The stream's own context must be in effect.
+    pub fn origin(&self, at: usize) -> Option<Origin> {
+        let rules = self.plugin.config.limits.get(at)?.rules;
+        Some(Origin { rules, connection: host::property_u64("connection_id").unwrap_or(0) })
     }
 
     /// Moves to another state and returns the one before.
     pub fn become_(&self, next: State) -> State {
         self.state.replace(next)
+    }
+
+    /// The limit of the configuration for whose token it waits.
+    pub fn waits_for(&self) -> Option<usize> {
+        match *self.state.borrow() {
+            State::Waiting(at) => Some(at),
+            _ => None,
+        }
     }
 
     /// Prepares the request for the upstream of its limit. The stream's own context must be in effect, and its headers
@@ -144,13 +154,19 @@ impl Stream {
     }
 
     /// Answers the request with the words for `outcome` and these headers. The stream's own context must be in effect.
-    pub fn refuse(&self, outcome: Outcome, headers: &[(&'static str, String)], reason: Option<Reason>) {
+    pub fn refuse(
+        &self,
+        outcome: Outcome,
+        headers: &[(&'static str, String)],
+        reason: Option<Reason>,
+        rules: Option<&Rules>,
+    ) {
         let limit = match *self.state.borrow() {
             State::Waiting(limit) => Some(limit),
             _ => None,
         };
         let Some(failure) = outcome.failure() else { return };
-        let body = failure.body(&self.message(limit, outcome, reason));
+        let body = failure.body(&self.message(limit, outcome, reason, rules));
         let mut all = vec![("content-type", "application/json")];
         all.extend(headers.iter().map(|(name, value)| (*name, value.as_str())));
         let details = format!("nimgate_{}", failure.code);
@@ -160,15 +176,14 @@ impl Stream {
         self.become_(State::Answered(limit, outcome));
     }
 
-    /// The sentence for a failure of this request.
-    pub fn message(&self, limit: Option<usize>, outcome: Outcome, reason: Option<Reason>) -> String {
-        Failed {
-            outcome,
-            limit: self.limit_name(limit),
-            settings: self.settings(limit),
-            priority: self.priority.get(),
-            reason,
-        }
-        .message()
+    /// The sentence for a failure of this request. `rules` are those in force for its limit.
+    pub fn message(
+        &self,
+        limit: Option<usize>,
+        outcome: Outcome,
+        reason: Option<Reason>,
+        rules: Option<&Rules>,
+    ) -> String {
+        Failed { outcome, limit: self.limit_name(limit), rules, priority: self.priority.get(), reason }.message()
     }
 }

@@ -1,8 +1,12 @@
 //! The state of one VM: the scheduler, the streams it holds, its timer and its wake-up queue.
 //!
 //! A VM has several root contexts: one for each listener's configuration, and while Envoy drains, those of old
-//! configurations too. All share one worker, so that the order among them is exact. The newest root context owns the
-//! timer and the wake-up queue; when it goes, another takes them over.
+//! configurations too. All share one worker, so that the order among them is exact.
+//!
+//! The first of them is the *home*: it has the timer and the wake-up queue, and stays until the last of the others is
+//! gone, even when its own configuration is. For Envoy delivers a wake-up to whatever context has the number that the
+//! queue was registered with, and if the VM has crashed and been started anew, that number may be another's. The first
+//! root context of every VM has the same number, so there it is always one that can take it.
 //!
 //! The worker makes itself known to the others (a number, a queue) with its first metered request. The main thread's VM
 //! and the throw-away VM in which Envoy tries a configuration never have one, so they never count as workers.
@@ -13,7 +17,7 @@ use super::metrics::Metrics;
 use super::shared_data::{SharedData, next_number};
 use super::stream::{BodyView, Plugin, State, Stream};
 use crate::classify::{Classified, Verdict};
-use crate::ledger::{Snapshot, VERSION};
+use crate::ledger::{Rules, Snapshot, VERSION};
 use crate::messages::told_headers;
 use crate::outcome::Outcome;
 use crate::retreat::Answer;
@@ -39,23 +43,23 @@ pub struct Worker {
     scheduler: Scheduler,
     /// The metrics of this worker.
     pub metrics: Metrics,
-    me: Option<Identity>,
-    plugins: Vec<Rc<Plugin>>,
-    timer: Timer,
+    /// How the other workers know this one.
+    me: Option<WorkerId>,
+    home: Home,
+    armed_for: Option<Instant>,
     held: HashMap<RequestId, Rc<Stream>>,
     watched: HashMap<RequestId, Watched>,
 }
 
-/// How the other workers know this one.
-struct Identity {
-    id: WorkerId,
-    queue_name: String,
-}
-
+/// The root contexts of this VM.
 #[derive(Default)]
-struct Timer {
-    root: u32,
-    armed_for: Option<Instant>,
+struct Home {
+    /// The first; 0 before there is one.
+    first: u32,
+    /// Whether its configuration is in use.
+    is_used: bool,
+    /// How many others there are.
+    others: usize,
 }
 
 /// A stream whose body was announced and not shown yet, in a VM where none has ever been.
@@ -81,24 +85,36 @@ impl Worker {
                 let id = self.scheduler.next_id(&limit.name);
                 self.metrics.name_limit(id, &limit.name);
                 self.metrics.show_limit(id);
-                self.scheduler.configure(&limit.name, limit.settings, now, &mut SharedData, &mut self.metrics)
+                self.scheduler.configure(&limit.name, limit.rules, now, &mut SharedData, &mut self.metrics)
             })
             .collect();
         let plugin = Rc::new(make(config, limits));
-        self.forget(plugin.context);
-        self.plugins.push(Rc::clone(&plugin));
-        self.own_timer(plugin.context, plugin.context);
+        self.arm(plugin.context);
         plugin
     }
 
-    /// A root context is gone: another takes over what it owned.
-    pub fn forget(&mut self, context: u32) {
-        self.plugins.retain(|plugin| plugin.context != context);
-        if self.timer.root == context
-            && let Some(heir) = self.plugins.last().map(|plugin| plugin.context)
-        {
-            self.own_timer(heir, context);
+    /// There is a new root context.
+    pub fn settle_in(&mut self, context: u32) {
+        if self.home.first == 0 {
+            self.home.first = context;
+            self.home.is_used = true;
+        } else {
+            self.home.others = self.home.others.saturating_add(1);
         }
+    }
+
+    /// The configuration of a root context is not used any more. Answers whether the context may go; home may not while
+    /// there are others, and goes with the last of them.
+    pub fn move_out(&mut self, context: u32) -> bool {
+        if context == self.home.first {
+            self.home.is_used = false;
+            return self.home.others == 0;
+        }
+        self.home.others = self.home.others.saturating_sub(1);
+        if self.home.others == 0 && !self.home.is_used {
+            let _ = host::on_behalf_of(self.home.first, context, host::done);
+        }
+        true
     }
 
     /// A request is complete: asks for a token of the limit with number `at` in its configuration.
@@ -107,12 +123,17 @@ impl Worker {
             return;
         };
         let me = self.introduce(current);
+        let origin = host::on_behalf_of(stream.id, current, || stream.origin(at)).ok().flatten();
+        let Some(origin) = origin else {
+            return;
+        };
         stream.become_(State::Waiting(at));
         self.held.insert(stream.request(), Rc::clone(stream));
         let actions = self.scheduler.arrive(
             limit,
             stream.request(),
             stream.priority.get(),
+            &origin,
             me,
             host::now(),
             &mut SharedData,
@@ -124,14 +145,12 @@ impl Worker {
 
     /// The timer fired, or another worker woke this one.
     pub fn wake(&mut self, woken: bool, current: u32) {
-        if !woken && current != self.timer.root {
-            // A root context that no longer owns the timer still had it running.
-            let _ = host::set_timer(Micros::ZERO);
-        } else if !woken {
-            self.timer.armed_for = Some(Instant::ZERO);
+        if !woken {
+            // The timer repeats; what it was armed for is over, so that it is armed anew or switched off below.
+            self.armed_for = Some(Instant::ZERO);
         }
         let now = host::now();
-        if let Some(me) = self.me.as_ref().map(|me| me.id) {
+        if let Some(me) = self.me {
             let actions = self.scheduler.wake(woken, me, now, &mut SharedData, &mut self.metrics);
             self.carry_out(actions, current);
         }
@@ -171,14 +190,22 @@ impl Worker {
     /// The upstream answered.
     pub fn answered(&mut self, limit: LimitId, status: u16, answer: Answer, current: u32) -> Option<Snapshot> {
         self.metrics.answered(limit, status);
-        let snapshot = self.scheduler.answer(limit, answer, host::now(), &mut SharedData, &mut self.metrics);
+        let (snapshot, action) = self.scheduler.answer(limit, answer, host::now(), &mut SharedData, &mut self.metrics);
+        self.carry_out(action, current);
         self.arm(current);
         snapshot
     }
 
+    /// The rules in force for a limit of a stream's configuration.
+    pub fn rules(&self, stream: &Stream, at: Option<usize>) -> Option<Rules> {
+        self.scheduler.rules(stream.limit(at?)?).copied()
+    }
+
     /// A picture of a limit's ledger, for the headers of a response that is no answer of the upstream.
-    pub fn look(&mut self, limit: LimitId) -> Option<Snapshot> {
-        self.scheduler.look(limit, host::now(), &mut SharedData, &mut self.metrics)
+    pub fn look(&mut self, limit: LimitId, current: u32) -> Option<Snapshot> {
+        let (snapshot, action) = self.scheduler.look(limit, host::now(), &mut SharedData, &mut self.metrics);
+        self.carry_out(action, current);
+        snapshot
     }
 
     /// A body was announced and has not been shown yet. As long as it is not known whether this host shows bodies at
@@ -260,7 +287,7 @@ impl Worker {
             }
             Verdict::Reject(reason) => {
                 let _ = host::on_behalf_of(stream.id, current, || {
-                    stream.refuse(Outcome::Unreadable, &[], Some(reason));
+                    stream.refuse(Outcome::Unreadable, &[], Some(reason), None);
                 });
                 false
             }
@@ -273,7 +300,7 @@ impl Worker {
 
     /// Carries out what the core decided. A stream in one of whose callbacks this happens is not resumed here: its
     /// callback lets it go on.
-    fn carry_out(&mut self, actions: Vec<Action>, current: u32) {
+    fn carry_out(&mut self, actions: impl IntoIterator<Item = Action>, current: u32) {
         let now = host::now();
         for action in actions {
             match action {
@@ -293,10 +320,11 @@ impl Worker {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
+                    let rules = self.rules(&stream, stream.waits_for());
                     let _ = host::on_behalf_of(stream.id, current, || {
                         let mut headers = told_headers(waited, snapshot.as_ref(), now);
                         headers.push(("retry-after", retry_after_s.to_string()));
-                        stream.refuse(outcome, &headers, None);
+                        stream.refuse(outcome, &headers, None, rules.as_ref());
                     });
                 }
                 // A worker that can't be woken finds out by its own timer, a grace later.
@@ -313,46 +341,35 @@ impl Worker {
         let now = host::now();
         // What stays watched past its time is looked at again after a while.
         let watch = watch.map(|at| if at > now { at } else { now.after(WATCH_PATIENCE) });
-        let next = self.scheduler.next_wakeup().into_iter().chain(watch).min();
-        if next == self.timer.armed_for {
+        // A VM that has never held a request has nothing to do for any, nor for the gauges.
+        let next = self.me.and_then(|_| self.scheduler.next_wakeup()).into_iter().chain(watch).min();
+        if next == self.armed_for {
             return;
         }
         let period = match next {
             Some(at) => at.since(now).max(Micros::from_millis(1)),
             None => Micros::ZERO,
         };
-        match host::on_behalf_of(self.timer.root, current, || host::set_timer(period)) {
-            Ok(Ok(())) => self.timer.armed_for = next,
+        match host::on_behalf_of(self.home.first, current, || host::set_timer(period)) {
+            Ok(Ok(())) => self.armed_for = next,
             _ => event!(error, "host_refused", "call": "set timer"),
-        }
-    }
-
-    /// Gives the timer, and the queue on which the others wake this worker, to the root context `root`.
-    fn own_timer(&mut self, root: u32, current: u32) {
-        if self.timer.root != 0 && self.timer.armed_for.is_some() && self.timer.root != current {
-            let _ = host::on_behalf_of(self.timer.root, current, || host::set_timer(Micros::ZERO));
-        }
-        self.timer = Timer { root, armed_for: None };
-        if let Some(me) = &self.me {
-            let _ = host::on_behalf_of(root, current, || host::register_queue(&me.queue_name));
-            self.arm(current);
         }
     }
 
     /// Makes this worker known to the others, if it is not yet.
     fn introduce(&mut self, current: u32) -> WorkerId {
-        if let Some(me) = &self.me {
-            return me.id;
+        if let Some(me) = self.me {
+            return me;
         }
         let number = next_number(&format!("nimgate/{VERSION}/workers")).unwrap_or(0);
         let queue_name = format!("nimgate/{VERSION}/wake/{number}");
-        let registered = host::on_behalf_of(self.timer.root, current, || host::register_queue(&queue_name));
+        let registered = host::on_behalf_of(self.home.first, current, || host::register_queue(&queue_name));
         let id = match registered {
             Ok(Ok(token)) => WorkerId(token),
             // It can't be woken then, but it must still not be taken for another worker.
             _ => WorkerId(number | UNWAKEABLE),
         };
-        self.me = Some(Identity { id, queue_name });
+        self.me = Some(id);
         id
     }
 }
