@@ -1,0 +1,102 @@
+//! What goes wrong: stalls, crashes, clocks, corruption.
+
+use crate::mutant::Mutant;
+use crate::plan::{MILLI, SECOND, settings};
+use crate::state::{Desk, End, Event, Phase};
+use crate::world::World;
+use std::rc::Rc;
+
+impl World {
+    pub fn fault(self: &Rc<Self>, event: Event) {
+        let workers = self.vms.len() as u64 - 2;
+        let vm = self.state.borrow_mut().rng.between(0, workers - 1) as usize;
+        match event {
+            Event::Stall(_) => {
+                let mut state = self.state.borrow_mut();
+                let most = state.plan.faults.stalls;
+                let until = state.now + state.rng.between(MILLI, most);
+                let until = until.max(state.desks[vm].stalled_until);
+                state.desks[vm].stalled_until = until;
+                state.checks.board_touched = true;
+                state.note(|| format!("worker {vm} stalls until {until}"));
+            }
+            Event::Crash(_) => self.crash(vm),
+            Event::StepBack => {
+                let mut state = self.state.borrow_mut();
+                let most = state.plan.faults.clock;
+                let long = state.mutant == Some(Mutant::LongStepBack);
+                let by = if long { 60 * SECOND } else { state.rng.between(1, most) };
+                state.behind += by;
+                state.checks.stepped_back = true;
+                state.note(|| format!("the clock steps back by {by} us"));
+            }
+            Event::Corrupt => {
+                let mut state = self.state.borrow_mut();
+                let unsettled = state.desks.iter().any(|desk| desk.unconfigured);
+                let keys: Vec<_> =
+                    state.data.keys().filter(|(_, key)| key.windows(8).any(|w| w == b"/ledger/")).cloned().collect();
+                for key in keys.into_iter().filter(|_| !unsettled) {
+                    state.cas += 1;
+                    let version = state.cas;
+                    if state.mutant == Some(Mutant::CorruptErases) {
+                        state.data.remove(&key);
+                    } else {
+                        state.data.insert(key, (b"rubbish".to_vec(), version));
+                    }
+                    // Whoever finds it begins anew, at that time, with an empty bucket.
+                    state.checks.corrupt = true;
+                    state.checks.begun_anew = true;
+                    state.checks.board_touched = true;
+                    state.note(|| "the ledger is corrupted".to_owned());
+                }
+            }
+            Event::Reload => {
+                let new = {
+                    let mut state = self.state.borrow_mut();
+                    if state.desks.iter().any(|desk| desk.unconfigured) {
+                        return;
+                    }
+                    let before = state.plan.settings;
+                    let mut known: Vec<_> = state.tried.values().copied().collect();
+                    known.sort_by_key(|settings| (settings.rate_rpm, settings.capacity, settings.floor_rpm));
+                    if state.rng.chance(400) { state.rng.pick(&known) } else { settings(&mut state.rng, Some(before)) }
+                };
+                self.reload(new);
+                let mut state = self.state.borrow_mut();
+                for vm in 0..self.vms.len() - 1 {
+                    let wait = state.rng.between(0, 50 * MILLI);
+                    state.desks[vm].unconfigured = true;
+                    state.after(wait, Event::Configure(vm));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A worker's VM is gone, and with it all its streams; another takes its place.
+    fn crash(self: &Rc<Self>, vm: usize) {
+        {
+            let mut state = self.state.borrow_mut();
+            state.note(|| format!("worker {vm} crashes"));
+            state.checks.crashed = true;
+            state.checks.board_touched = true;
+            for r in 0..state.requests.len() {
+                let request = &mut state.requests[r];
+                let open = !matches!(request.phase, Phase::Unborn | Phase::Over(_));
+                if request.worker == vm && open {
+                    request.phase = Phase::Over(End::Lost);
+                    state.waiting.remove(&r);
+                }
+            }
+            let zombie = state.mutant == Some(Mutant::Zombie);
+            let desk = &mut state.desks[vm];
+            if zombie {
+                desk.contexts.retain(|_, request| request.is_none());
+                return;
+            }
+            *desk = Desk { epoch: desk.epoch + 1, stalled_until: desk.stalled_until, ..Desk::default() };
+        }
+        *self.vms[vm].borrow_mut() = None;
+        self.start(vm);
+    }
+}

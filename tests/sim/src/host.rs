@@ -1,0 +1,202 @@
+//! The host calls that the module imports, as Envoy answers them.
+
+mod shared;
+mod streams;
+
+use crate::checks::Commit;
+use crate::world::World;
+use std::rc::Rc;
+use wasmtime::{Caller, Engine, Linker, Memory, Module, Result, TypedFunc};
+
+pub(crate) const OK: u32 = 0;
+pub(crate) const NOT_FOUND: u32 = 1;
+pub(crate) const BAD_ARGUMENT: u32 = 2;
+pub(crate) const EMPTY: u32 = 7;
+pub(crate) const CAS_MISMATCH: u32 = 8;
+pub(crate) const INTERNAL_FAILURE: u32 = 10;
+
+/// What a callback has asked for that happens after it.
+pub enum Deferred {
+    Done(u32),
+    Resume(usize),
+    Reply(usize, u16, Vec<(String, Vec<u8>)>, Vec<u8>),
+}
+
+/// What is known of the running callback.
+#[derive(Default)]
+pub struct Frame {
+    pub real: u32,
+    pub effective: u32,
+    /// Whether a change of the ledger in this callback tells the board what waits here.
+    pub publishes: bool,
+    /// When the clock was last read, and what had been read last when the ledger was.
+    pub read_at: u64,
+    pub ledger_at: u64,
+    /// Whether the ledger was read, and no change of it was lost since.
+    pub agrees: bool,
+    pub commit: Commit,
+    pub deferred: Vec<Deferred>,
+    pub lost_in_a_row: u32,
+}
+
+impl Frame {
+    /// Whether the board is known to say what waits here.
+    pub fn told(&self) -> bool {
+        self.publishes && self.agrees
+    }
+}
+
+/// What a store keeps for its VM's host calls.
+pub struct Host {
+    pub world: Rc<World>,
+    pub vm: usize,
+    pub memory: Option<Memory>,
+    pub malloc: Option<TypedFunc<u32, u32>>,
+    pub frame: Frame,
+}
+
+pub(crate) type Call<'a> = Caller<'a, Host>;
+
+pub(crate) fn bytes(call: &Call<'_>, at: u32, size: u32) -> Vec<u8> {
+    let memory = call.data().memory.expect("the module has a memory");
+    memory.data(call)[at as usize..(at + size) as usize].to_vec()
+}
+
+pub(crate) fn put(call: &mut Call<'_>, at: u32, what: &[u8]) {
+    let memory = call.data().memory.expect("the module has a memory");
+    memory.data_mut(call)[at as usize..at as usize + what.len()].copy_from_slice(what);
+}
+
+/// Hands bytes over in memory that the module itself allocates.
+pub(crate) fn give(call: &mut Call<'_>, what: &[u8], data: u32, size: u32) -> Result<u32> {
+    let mut at = 0;
+    if !what.is_empty() {
+        let malloc = call.data().malloc.clone().expect("the module has an allocator");
+        at = malloc.call(&mut *call, what.len() as u32)?;
+        put(call, at, what);
+    }
+    put(call, data, &at.to_le_bytes());
+    put(call, size, &(what.len() as u32).to_le_bytes());
+    Ok(OK)
+}
+
+/// A header map as the ABI writes it.
+pub(crate) fn serialise(pairs: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut out = (pairs.len() as u32).to_le_bytes().to_vec();
+    for (name, value) in pairs {
+        out.extend((name.len() as u32).to_le_bytes());
+        out.extend((value.len() as u32).to_le_bytes());
+    }
+    for (name, value) in pairs {
+        out.extend(name.as_bytes());
+        out.push(0);
+        out.extend(value);
+        out.push(0);
+    }
+    out
+}
+
+/// The other way round.
+pub(crate) fn deserialise(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let number = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
+    let count = number(0);
+    let mut at = 4 + 8 * count;
+    let mut pairs = Vec::new();
+    for pair in 0..count {
+        let (name, value) = (number(4 + 8 * pair), number(8 + 8 * pair));
+        let key = String::from_utf8_lossy(&bytes[at..at + name]).into_owned();
+        at += name + 1;
+        pairs.push((key, bytes[at..at + value].to_vec()));
+        at += value + 1;
+    }
+    pairs
+}
+
+/// All imports, ready to be instantiated in any number of stores.
+pub fn linker(engine: &Engine, module: &Module) -> Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    shared::link(&mut linker)?;
+    streams::link(&mut linker)?;
+    others(&mut linker)?;
+    linker.define_unknown_imports_as_traps(module)?;
+    Ok(linker)
+}
+
+fn others(linker: &mut Linker<Host>) -> Result<()> {
+    linker.func_wrap("env", "proxy_log", |call: Call<'_>, level: u32, text: u32, size: u32| {
+        let text = String::from_utf8_lossy(&bytes(&call, text, size)).into_owned();
+        let vm = call.data().vm;
+        call.data().world.state.borrow_mut().note(|| format!("worker {vm} logs at {level}: {text}"));
+        OK
+    })?;
+    linker.func_wrap("env", "proxy_get_current_time_nanoseconds", |mut call: Call<'_>, time: u32| {
+        let nanos = (1_900_000_000 * crate::plan::SECOND + call.data().world.state.borrow().now) * 1_000;
+        put(&mut call, time, &nanos.to_le_bytes());
+        OK
+    })?;
+    linker.func_wrap("wasi_snapshot_preview1", "clock_time_get", |mut call: Call<'_>, _: u32, _: u64, time: u32| {
+        let vm = call.data().vm;
+        let (nanos, now) = {
+            let state = call.data().world.state.borrow();
+            (state.clock(vm) * 1_000, state.now)
+        };
+        call.data_mut().frame.read_at = now;
+        put(&mut call, time, &nanos.to_le_bytes());
+        OK
+    })?;
+    linker.func_wrap("wasi_snapshot_preview1", "environ_sizes_get", |mut call: Call<'_>, count: u32, size: u32| {
+        put(&mut call, count, &0u32.to_le_bytes());
+        put(&mut call, size, &0u32.to_le_bytes());
+        OK
+    })?;
+    linker.func_wrap("wasi_snapshot_preview1", "environ_get", |_: Call<'_>, _: u32, _: u32| OK)?;
+    linker.func_wrap("env", "proxy_done", |mut call: Call<'_>| {
+        let (vm, root) = (call.data().vm, call.data().frame.effective);
+        let pending = call.data().world.state.borrow().desks[vm].pending.contains(&root);
+        if pending {
+            call.data_mut().frame.deferred.push(Deferred::Done(root));
+        }
+        if pending { OK } else { NOT_FOUND }
+    })?;
+    linker.func_wrap("env", "proxy_set_tick_period_milliseconds", |call: Call<'_>, period: u32| {
+        call.data().world.set_timer(call.data().vm, call.data().frame.effective, period);
+        OK
+    })?;
+    linker.func_wrap(
+        "env",
+        "proxy_define_metric",
+        |mut call: Call<'_>, kind: u32, name: u32, size: u32, id: u32| {
+            let name = String::from_utf8_lossy(&bytes(&call, name, size)).into_owned();
+            let number = {
+                let mut state = call.data().world.state.borrow_mut();
+                let next = state.metrics.len();
+                let known = state.metric_ids.get(&name).copied();
+                known.unwrap_or_else(|| {
+                    state.metric_ids.insert(name.clone(), next);
+                    state.metrics.push((name, kind, 0));
+                    next
+                })
+            };
+            put(&mut call, id, &(number as u32).to_le_bytes());
+            OK
+        },
+    )?;
+    linker.func_wrap("env", "proxy_record_metric", |call: Call<'_>, id: u32, value: u64| {
+        let at = call.data().frame.read_at;
+        let mut state = call.data().world.state.borrow_mut();
+        let Some((name, kind, _)) = state.metrics.get(id as usize).cloned() else { return NOT_FOUND };
+        if kind != 2 {
+            state.metrics[id as usize].2 = value as i64;
+            state.check_record(&name, value as i64);
+            if name.starts_with("nimgate_tokens_available") {
+                state.looked = Some((value as i64, at, state.checks.commits));
+            }
+        }
+        OK
+    })?;
+    linker.func_wrap("env", "proxy_increment_metric", |call: Call<'_>, id: u32, offset: i64| {
+        let world = Rc::clone(&call.data().world);
+        world.increment(call.data().vm, call.data().frame.real, id as usize, offset)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! A run: what happens at each event, the faults, and the end, at which everything must be at rest.
+
+use crate::checks::{Checks, Violation};
+use crate::clients::draw;
+use crate::mutant::Mutant;
+use crate::plan::{MILLI, Plan, SECOND, TOKEN};
+use crate::rng::Rng;
+use crate::state::{Desk, End, Event, Kind, Phase, State};
+use crate::vm::Machine;
+use crate::world::World;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+
+/// How a run went.
+pub struct Report {
+    pub violation: Option<Violation>,
+    pub trace: Vec<String>,
+    pub grants: u64,
+    pub ends: BTreeMap<End, u64>,
+    pub worst_idle: u64,
+}
+
+/// Runs a plan to its end or to the first broken invariant.
+pub fn run(machine: &Rc<Machine>, plan: Plan, mutant: Option<Mutant>, verbose: bool) -> Report {
+    let workers = plan.workers;
+    let world = Rc::new(World {
+        machine: Rc::clone(machine),
+        state: RefCell::new(begin(plan, mutant, verbose)),
+        vms: (0..workers + 2).map(|_| RefCell::new(None)).collect(),
+    });
+    let first = world.state.borrow().plan.settings;
+    world.reload(first);
+    for vm in 0..=workers {
+        world.start(vm);
+    }
+    world.schedule();
+    while world.state.borrow().checks.first.is_none() && world.step() {}
+    if world.state.borrow().checks.first.is_none() {
+        world.at_rest();
+    }
+    // The VMs hold the world: without this neither would ever go.
+    for vm in &world.vms {
+        *vm.borrow_mut() = None;
+    }
+    let state = world.state.borrow();
+    let mut ends = BTreeMap::new();
+    for request in &state.requests {
+        if let Phase::Over(end) = request.phase {
+            *ends.entry(end).or_default() += 1;
+        }
+    }
+    Report {
+        violation: state.checks.first.clone(),
+        trace: state.trace.iter().cloned().collect(),
+        grants: state.checks.grants,
+        ends,
+        worst_idle: state.checks.worst_idle,
+    }
+}
+
+fn begin(plan: Plan, mutant: Option<Mutant>, verbose: bool) -> State {
+    let mut rng = Rng::new(plan.seed);
+    let probes = 6 * plan.workers;
+    let requests = (0..plan.requests as usize + probes).map(|r| draw(&mut rng, &plan, r)).collect();
+    let first = plan.settings;
+    State {
+        desks: vec![Desk::default(); plan.workers + 2],
+        ends_at: plan.gap * plan.requests,
+        checks: Checks {
+            level: first.capacity as i64 * TOKEN,
+            rate_min_floor: first.floor_rpm as i64,
+            settings: Some(first),
+            ..Checks::default()
+        },
+        json: first.json(mutant),
+        plan,
+        mutant,
+        rng,
+        now: 0,
+        behind: 0,
+        due: BTreeMap::new(),
+        numbers: 0,
+        depth: 0,
+        healed: false,
+        data: HashMap::new(),
+        older: HashMap::new(),
+        cas: 0,
+        queues: Vec::new(),
+        metric_ids: HashMap::new(),
+        metrics: Vec::new(),
+        requests,
+        waiting: BTreeSet::new(),
+        upstream: VecDeque::new(),
+        trace: VecDeque::new(),
+        verbose,
+        expected: BTreeMap::new(),
+        passed: 0,
+        tried: HashMap::new(),
+        connections: 0,
+        looked: None,
+    }
+}
+
+impl State {
+    /// How late the next tick is.
+    pub fn tick_lateness(&mut self) -> u64 {
+        let most = if self.healed { 0 } else { self.plan.faults.late_ticks };
+        self.rng.between(0, most.max(2 * MILLI))
+    }
+
+    /// The upstream gets a request and will answer it.
+    pub fn arrives_upstream(&mut self, r: usize) {
+        let latency = self.rng.between(MILLI, 400 * MILLI);
+        let now = self.now;
+        if self.requests[r].kind != Kind::Passing {
+            while self.upstream.front().is_some_and(|at| at + SECOND <= now) {
+                self.upstream.pop_front();
+            }
+            let limit = (self.plan.settings.rate_rpm * 6 / 600).max(1) as usize;
+            let throttles = self.plan.faults.throttles && !self.healed;
+            if throttles && self.upstream.len() >= limit {
+                self.requests[r].status = 429;
+                self.checks.throttled = true;
+            } else {
+                self.requests[r].status = 200;
+                self.upstream.push_back(now);
+            }
+        }
+        self.after(latency, Event::Answer(r));
+    }
+}
+
+impl World {
+    /// Puts what starts the run on the list.
+    fn schedule(&self) {
+        let mut state = self.state.borrow_mut();
+        let (ends_at, ordinary) = (state.ends_at, state.plan.requests as usize);
+        state.at(0, Event::Arrive(0));
+        for r in ordinary..state.requests.len() {
+            // In two waves: with the second the filter knows which configuration is in use.
+            let wave = if r % 2 == 0 { 45 } else { 52 };
+            let calm = ends_at + wave * SECOND + state.rng.between(0, SECOND);
+            state.at(calm, Event::Arrive(r));
+        }
+        let faults = state.plan.faults;
+        let mut times = |on: bool, event: Event| {
+            for _ in 0..if on { state.rng.between(1, 4) } else { 0 } {
+                let at = state.rng.between(0, ends_at);
+                state.at(at, event);
+            }
+        };
+        times(faults.corrupt, Event::Corrupt);
+        times(faults.clock > 0, Event::StepBack);
+        times(faults.reloads, Event::Reload);
+        times(faults.reloads, Event::Reload);
+        times(faults.stalls > 0, Event::Stall(usize::MAX));
+        times(faults.crashes, Event::Crash(usize::MAX));
+    }
+
+    /// Lets the next thing happen; says whether there was one.
+    fn step(self: &Rc<Self>) -> bool {
+        let event = {
+            let mut state = self.state.borrow_mut();
+            let Some(((time, ..), event)) = state.due.pop_first() else { return false };
+            if time > state.now {
+                state.check_waiting(time);
+                state.now = time;
+            }
+            if time > state.ends_at && !state.healed {
+                state.healed = true;
+                state.note(|| "the faults are over".to_owned());
+            }
+            if time > state.ends_at + 3_600 * SECOND {
+                state.broken("I10", "an hour after the last request timers still run".to_owned());
+            }
+            event
+        };
+        self.happen(event);
+        let mut state = self.state.borrow_mut();
+        state.check_tokens();
+        state.check_gauges();
+        true
+    }
+
+    /// Lets an event happen, unless the worker it is for is stalled.
+    pub fn happen(self: &Rc<Self>, event: Event) {
+        {
+            let mut state = self.state.borrow_mut();
+            if let Some(vm) = state.vm_of(event) {
+                let until = state.desks[vm].stalled_until;
+                if until > state.now {
+                    let late = state.rng.between(0, MILLI);
+                    state.at(until + late, event);
+                    return;
+                }
+            }
+        }
+        match event {
+            Event::Arrive(r) => self.arrive(r),
+            Event::Body(r) => self.body(r),
+            Event::Leave(r) => self.leave(r),
+            Event::Answer(r) => self.answer(r),
+            Event::Tick { vm, root, armed } => self.tick(vm, root, armed),
+            Event::QueueReady(token) => {
+                let (vm, root) = {
+                    let state = self.state.borrow();
+                    let queue = &state.queues[token as usize - 1];
+                    (queue.vm, queue.root)
+                };
+                // Envoy delivers to whatever context has that number now.
+                if self.state.borrow().desks[vm].contexts.contains_key(&root) {
+                    self.call::<_, ()>(vm, "proxy_on_queue_ready", root, (root, token));
+                }
+            }
+            Event::Configure(vm) => self.configure(vm),
+            Event::RootDone { vm, root, epoch } => self.root_done(vm, root, epoch),
+            fault => self.fault(fault),
+        }
+    }
+
+    fn tick(self: &Rc<Self>, vm: usize, root: u32, armed: u64) {
+        {
+            let state = self.state.borrow();
+            let current = state.desks[vm].timers.get(&root).is_some_and(|(_, number)| *number == armed);
+            let stopped = state.mutant == Some(Mutant::CrashSpreads) && state.checks.crashed;
+            if !current || stopped || (state.mutant == Some(Mutant::DropTicks) && vm == 0) {
+                return;
+            }
+        }
+        self.state.borrow_mut().note(|| format!("worker {vm} ticks"));
+        self.call::<_, ()>(vm, "proxy_on_tick", root, root);
+        // As in Envoy the timer is armed anew after the callback, unless that has set it itself.
+        let mut state = self.state.borrow_mut();
+        if let Some((period, number)) = state.desks[vm].timers.get(&root).copied()
+            && number == armed
+            && period > 0
+        {
+            let late = state.tick_lateness();
+            state.after(period + late, Event::Tick { vm, root, armed });
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The process: the VMs and all they share, and how one callback leads to others.
+
+use crate::checks::Commit;
+use crate::host::Deferred;
+use crate::mutant::Mutant;
+use crate::plan::MILLI;
+use crate::state::{Event, State, WakeQueue};
+use crate::vm::{Machine, Vm};
+use std::cell::RefCell;
+use std::rc::Rc;
+use wasmtime::{WasmParams, WasmResults};
+
+/// A place for a VM.
+type Place = RefCell<Option<Vm>>;
+
+/// The process.
+pub struct World {
+    pub machine: Rc<Machine>,
+    pub state: RefCell<State>,
+    /// The workers' VMs, then the main thread's, then the throw-away one.
+    pub vms: Vec<Place>,
+}
+
+impl World {
+    /// Makes a callback, and then what it asked for. `None` if the VM is not there or trapped.
+    pub fn call<P: WasmParams, R: WasmResults>(
+        self: &Rc<Self>,
+        vm: usize,
+        name: &str,
+        context: u32,
+        with: P,
+    ) -> Option<(R, Commit, u64)> {
+        let (result, commit, read_at, deferred, agrees) = {
+            let mut place = self.vms[vm].try_borrow_mut().ok()?;
+            let machine = place.as_mut()?;
+            let result = machine.call::<P, R>(name, context, with);
+            (result, machine.frame().commit, machine.frame().read_at, machine.deferred(), machine.frame().told())
+        };
+        if agrees {
+            // What waits here has been compared with the board, and nothing had to be changed.
+            self.told(vm, read_at);
+        }
+        self.state.borrow_mut().desks[vm].committed = false;
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => {
+                self.state.borrow_mut().broken("trap", format!("worker {vm} in {name}: {error:#}"));
+                return None;
+            }
+        };
+        for action in deferred {
+            match action {
+                Deferred::Done(root) => self.done(vm, root),
+                Deferred::Resume(r) => self.forward(r),
+                Deferred::Reply(r, status, headers, body) => self.reply(r, status, headers, &body),
+            }
+        }
+        Some((result, commit, read_at))
+    }
+
+    /// Starts a VM in a place, with a root context for the configuration in force.
+    pub fn start(self: &Rc<Self>, vm: usize) {
+        match Vm::new(&self.machine, self, vm) {
+            Ok(made) => *self.vms[vm].borrow_mut() = Some(made),
+            Err(error) => self.state.borrow_mut().broken("trap", format!("VM {vm} does not start: {error:#}")),
+        }
+        self.configure(vm);
+    }
+
+    /// Whether the host refuses a call.
+    pub fn refuses(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let permille = if state.healed { 0 } else { state.plan.faults.refusals };
+        permille > 0 && state.rng.chance(permille)
+    }
+
+    /// Lets another worker run inside a host call: what is due for it next happens now.
+    pub fn race(self: &Rc<Self>) {
+        let event = {
+            let mut state = self.state.borrow_mut();
+            let races = state.plan.races;
+            if state.depth >= 3 || !state.rng.chance(races) {
+                return;
+            }
+            let window = state.rng.between(0, 2 * MILLI);
+            let until = (state.now + window + 1, 0, 0);
+            let found = state.due.range(..until).find_map(|(key, event)| {
+                let vm = state.vm_of(*event)?;
+                let free = self.vms[vm].try_borrow_mut().is_ok() && state.desks[vm].stalled_until <= state.now;
+                let simple = !matches!(event, Event::Configure(_) | Event::RootDone { .. });
+                (free && simple).then_some((*key, *event))
+            });
+            let Some((key, event)) = found else { return };
+            state.due.remove(&key);
+            state.now = state.now.max(key.0);
+            state.depth += 1;
+            state.note(|| format!("  meanwhile: {event:?}"));
+            event
+        };
+        self.happen(event);
+        self.state.borrow_mut().depth -= 1;
+    }
+
+    /// Puts a value into shared data; says whether it did, and the number of the change.
+    pub fn swap(&self, vm: usize, key: Vec<u8>, value: Vec<u8>, cas: u32) -> (bool, u64) {
+        let mut state = self.state.borrow_mut();
+        let mutant = state.mutant;
+        let space = if mutant == Some(Mutant::OwnData) { vm } else { 0 };
+        let present = state.data.get(&(space, key.clone())).cloned();
+        let matches = present.as_ref().is_none_or(|(_, version)| cas == 0 || *version == cas);
+        let permille = if state.healed { 0 } else { state.plan.faults.lost_cas };
+        let spurious = state.rng.chance(permille);
+        let sabotaged = mutant == Some(Mutant::LostCasApplied) && state.rng.chance(100);
+        let forever = mutant == Some(Mutant::LostForever) && state.checks.commits > 40;
+        let done = (matches || mutant == Some(Mutant::Overwrite)) && !spurious && !sabotaged && !forever;
+        state.checks.lost_in_a_row = if done || spurious { 0 } else { state.checks.lost_in_a_row + 1 };
+        if state.checks.lost_in_a_row > 200 {
+            state.broken("I13", "200 swaps in a row were lost, so nobody gets on".to_owned());
+        }
+        if done || sabotaged {
+            state.cas += 1;
+            let version = state.cas;
+            if let Some((old, _)) = present {
+                state.older.insert(key.clone(), old);
+            }
+            state.data.insert((space, key), (value, version));
+        }
+        if done {
+            state.checks.commits += 1;
+        }
+        (done, state.checks.commits)
+    }
+
+    /// A VM has changed the ledger; if its callback tells the board, all that waits there is known from now on.
+    pub fn committed(&self, vm: usize, publishes: bool, at: u64) {
+        let mut state = self.state.borrow_mut();
+        // Whoever writes the ledger refills the bucket, and one who is late may then use what another has brought.
+        state.checks.refill(at);
+        if std::mem::take(&mut state.checks.corrupt) {
+            state.checks.level = 0;
+            state.checks.level_at = at;
+        }
+        if !publishes {
+            return;
+        }
+        state.desks[vm].committed = true;
+        drop(state);
+        self.told(vm, at);
+    }
+
+    /// The board says of a worker what waits there.
+    fn told(&self, vm: usize, at: u64) {
+        let mut state = self.state.borrow_mut();
+        state.desks[vm].untold = 0;
+        let number = state.checks.commits;
+        let unknown: Vec<usize> =
+            state.waiting.iter().copied().filter(|r| state.requests[*r].published.is_none()).collect();
+        for r in unknown {
+            if state.requests[r].worker == vm {
+                state.requests[r].published = Some(number);
+                state.requests[r].published_at = at;
+            }
+        }
+    }
+
+    /// Registers a queue; the last one to do so for a name is woken.
+    pub fn register_queue(&self, vm: usize, context: u32, name: Vec<u8>) -> u32 {
+        let mut state = self.state.borrow_mut();
+        let root = match state.request_of(vm, context) {
+            Some(r) => state.requests[r].root,
+            None => context,
+        };
+        let known = state.queues.iter().position(|queue| queue.name == name);
+        let at = known.unwrap_or_else(|| {
+            state.queues.push(WakeQueue { name, vm, root, items: 0 });
+            state.queues.len() - 1
+        });
+        state.queues[at].vm = vm;
+        state.queues[at].root = root;
+        at as u32 + 1
+    }
+
+    /// Puts a message into a queue; its owner is told a little later.
+    pub fn enqueue(&self, token: u32) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(queue) = state.queues.get_mut((token as usize).wrapping_sub(1)) else { return false };
+        queue.items += 1;
+        let permille = if state.healed { 0 } else { state.plan.faults.lost_wakes };
+        let lost = state.mutant == Some(Mutant::DropWakes) || state.rng.chance(permille);
+        if !lost {
+            let wait = state.rng.between(10, 1_000);
+            state.after(wait, Event::QueueReady(token));
+        }
+        true
+    }
+
+    /// Arms the timer of a context's root context.
+    pub fn set_timer(&self, vm: usize, context: u32, period: u32) {
+        let mut state = self.state.borrow_mut();
+        let root = match state.request_of(vm, context) {
+            Some(r) => state.requests[r].root,
+            None => context,
+        };
+        state.numbers += 1;
+        let armed = state.numbers;
+        let period = u64::from(period) * MILLI;
+        state.desks[vm].timers.insert(root, (period, armed));
+        state.note(|| format!("worker {vm} sets the timer of {root} to {period} us"));
+        if period > 0 {
+            let late = state.tick_lateness();
+            state.after(period + late, Event::Tick { vm, root, armed });
+        }
+    }
+
+    /// Changes a counter or gauge.
+    pub fn increment(&self, _vm: usize, context: u32, id: usize, offset: i64) -> u32 {
+        let mut state = self.state.borrow_mut();
+        let Some((name, kind, _)) = state.metrics.get(id).cloned() else { return 1 };
+        if kind == 2 || (kind == 0 && offset <= 0) {
+            return 2;
+        }
+        let lost = match state.mutant {
+            Some(Mutant::DropCounts) => kind == 0 && state.rng.chance(50),
+            Some(Mutant::DropGauge) => kind == 1 && offset < 0 && state.rng.chance(50),
+            _ => false,
+        };
+        if !lost {
+            state.metrics[id].2 += offset;
+        }
+        // Only the callback of the request itself makes it fall back, so that tells which one it is.
+        if name.starts_with("nimgate_fallback_total")
+            && let Some(r) = state.request_of(_vm, context)
+        {
+            state.requests[r].fallback = true;
+        }
+        0
+    }
+}
