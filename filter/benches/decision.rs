@@ -18,6 +18,7 @@ fn rules() -> Rules {
         capacity: 4,
         queue_max: 1_000_000,
         aging: None,
+        window: Micros::ZERO,
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: false,
         retreat: RetreatRules {

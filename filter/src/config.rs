@@ -191,6 +191,15 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
     let rate_rpm = whole(raw.rate_rpm, &field("rate_rpm"), 1, RATE_RPM_MAX, RATE_RPM_DEFAULT)?;
     let capacity_default = (rate_rpm / 10).max(1);
     let capacity = whole(raw.bucket_capacity, &field("bucket_capacity"), 1, RATE_RPM_MAX, capacity_default)?;
+    let window_s = whole(raw.window_s, &field("window_s"), 0, WINDOW_S_MAX, WINDOW_S_DEFAULT)?;
+    if window_s > 0 && u64::from(window_s).saturating_mul(u64::from(rate_rpm)) < 60 {
+        return Err(wrong(
+            &field("window_s"),
+            &format!(
+                "must be long enough for one request at {rate_rpm} requests per minute, or 0 for no window, got {window_s}"
+            ),
+        ));
+    }
     let queue_max = whole(raw.queue_max_size, &field("queue_max_size"), 0, QUEUE_MAX_MAX, 1_000)?;
     let low = seconds(raw.low_priority_timeout_s, &field("low_priority_timeout_s"), 30)?;
     let others = seconds(raw.request_timeout_s, &field("request_timeout_s"), 120)?;
@@ -217,6 +226,7 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
         rate_rpm,
         rules: Rules {
             capacity,
+            window: Micros::from_secs(u64::from(window_s)),
             queue_max,
             aging,
             retreat: RetreatRules {
@@ -351,6 +361,8 @@ fn shown(text: &str) -> String {
 
 /// Requests per minute that NVIDIA's account page shows.
 const RATE_RPM_DEFAULT: u32 = 40;
+const WINDOW_S_DEFAULT: u32 = 60;
+const WINDOW_S_MAX: u32 = 86_400;
 
 /// The longest name; it is a metric label.
 const NAME_BYTES_MAX: usize = 64;

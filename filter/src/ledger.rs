@@ -18,6 +18,7 @@ use crate::priority::{LANES, Lane};
 use crate::queue::{LaneHead, Patience, Queue};
 use crate::retreat::{Answer, Retreat, RetreatRules, Transition};
 use crate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
+use crate::window_guard::{WindowGuard, WindowRules};
 pub use board::Board;
 pub use codec::VERSION;
 pub use in_force::Origin;
@@ -28,6 +29,8 @@ use in_force::{Claim, InForce};
 pub struct Rules {
     /// The most tokens the bucket holds, at least 1.
     pub capacity: u32,
+    /// The window in which the upstream counts requests; zero if it counts in none.
+    pub window: Micros,
     /// The most requests in the queue, and again outside it, over all workers.
     pub queue_max: u32,
     /// After how long a waiting request moves up a level; `None` is never.
@@ -38,6 +41,16 @@ pub struct Rules {
     pub may_fall_back: bool,
     /// The configured rate and how 429s reduce it.
     pub retreat: RetreatRules,
+}
+
+impl Rules {
+    /// What the window guard holds to: as many grants in each window as the configured rate makes of it, at least 1.
+    pub fn window_rules(&self) -> WindowRules {
+        const MINUTE: u64 = 60_000_000 * 1_000;
+        let milli = self.window.get().saturating_mul(u64::from(self.retreat.base.get()));
+        let quota = u32::try_from(milli / MINUTE).unwrap_or(u32::MAX).max(1);
+        WindowRules { window: self.window, quota }
+    }
 }
 
 /// Whose request is the best on the board, and since when it is.
@@ -54,6 +67,7 @@ pub struct Due {
 pub struct Ledger {
     in_force: InForce,
     bucket: Bucket,
+    guard: WindowGuard,
     retreat: Retreat,
     due: Option<Due>,
     board: Board,
@@ -107,6 +121,7 @@ impl Ledger {
         Self {
             in_force: InForce::new(rules),
             bucket: Bucket::with_tokens(tokens.min(rules.capacity), now),
+            guard: WindowGuard::new(rules.window_rules(), now),
             retreat: Retreat::new(rules.retreat),
             due: None,
             board: Board::default(),
@@ -139,6 +154,7 @@ impl Ledger {
         self.in_force.adopt(rules);
         let transition = self.retreat.advance(rules.retreat, now);
         self.bucket.refill(self.flow(), now);
+        self.guard.advance(self.rules().window_rules(), now);
         transition
     }
 
@@ -155,6 +171,7 @@ impl Ledger {
     /// Lets time pass: refills the bucket at the rate that held until now, then lets the retreat take its next step.
     pub fn advance(&mut self, now: Instant) -> Option<Transition> {
         self.bucket.refill(self.flow(), now);
+        self.guard.advance(self.rules().window_rules(), now);
         self.retreat.advance(self.in_force.rules.retreat, now)
     }
 
@@ -172,7 +189,7 @@ impl Ledger {
         let mut mine = queue.in_order(now, aging);
         let mut granted = 0u32;
         let mut arrival_granted = false;
-        while self.is_open(now) && self.bucket.is_ready() {
+        while self.token_is_there(now) {
             let Some(own) = mine.peek() else { break };
             if let Some((other, whose)) = self.board.best_except(Some(worker), now, aging)
                 && other < own
@@ -187,6 +204,7 @@ impl Ledger {
             if self.bucket.take(self.flow()).is_err() {
                 break;
             }
+            self.guard.count(1);
             granted = granted.saturating_add(1);
             changed = true;
             let served = mine.advance();
@@ -239,7 +257,7 @@ impl Ledger {
         if changed {
             self.due = best.map(|worker| Due { worker, since: now });
         }
-        let token_there = self.is_open(now) && self.bucket.is_ready();
+        let token_there = self.token_is_there(now);
         let wake = best.filter(|whose| *whose != worker && (changed || token_there));
         (wake, changed)
     }
@@ -247,7 +265,7 @@ impl Ledger {
     /// When `worker`, with someone waiting, should look again: when a token is there, if its request is the best; a
     /// grace later if another's is.
     fn look_again_at(&self, worker: WorkerId, now: Instant) -> Instant {
-        let token_at = self.bucket.ready_at(self.flow()).max(self.retreat.closed_until());
+        let token_at = self.token_at(1, now);
         match self.due {
             Some(due) if due.worker != worker => token_at.max(self.due_since(due.worker, now)).after(GRACE),
             _ => token_at,
@@ -257,11 +275,22 @@ impl Ledger {
     /// Since when a token has been due to `whose`, whose request is the best of the others'.
     fn due_since(&self, whose: WorkerId, now: Instant) -> Instant {
         let best_since = self.due.filter(|due| due.worker == whose).map_or(now, |due| due.since);
-        best_since.max(self.bucket.ready_since()).max(self.retreat.closed_until())
+        best_since
+            .max(self.bucket.ready_since())
+            .max(self.guard.open_since(self.rules().window_rules(), now))
+            .max(self.retreat.closed_until())
     }
 
-    fn is_open(&self, now: Instant) -> bool {
+    fn token_is_there(&self, now: Instant) -> bool {
         now >= self.retreat.closed_until()
+            && self.bucket.is_ready()
+            && self.guard.room(self.rules().window_rules(), now) > 0
+    }
+
+    /// When the `n`-th token from now is there, if all before it are taken as they come.
+    fn token_at(&self, n: u32, now: Instant) -> Instant {
+        let guard_opens = self.guard.opens_at(self.rules().window_rules(), now, n);
+        self.bucket.nth_at(self.flow(), n).max(guard_opens).max(self.retreat.closed_until())
     }
 
     /// What decides when the next token is there, besides the bucket's level: the flow, and until when the gate is closed.
@@ -292,7 +321,9 @@ pub struct Snapshot {
     pub rate: MilliRpm,
     /// When the next token is there.
     pub token_at: Instant,
-    /// When the bucket is full, if nothing is taken.
+    /// The most that can ever be available: the capacity, or the window's quota if that is less.
+    pub full: u32,
+    /// When that is, if nothing is taken.
     pub full_at: Instant,
     /// The retreat's state.
     pub retreat: Retreat,
@@ -306,13 +337,16 @@ impl Ledger {
     /// A picture of the ledger. Call [`Ledger::advance`] first.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let flow = self.flow();
+        let window = self.rules().window_rules();
+        let most = if window.window == Micros::ZERO { flow.capacity } else { flow.capacity.min(window.quota) };
         Snapshot {
-            available: self.bucket.available(),
+            available: self.bucket.available().min(self.guard.room(window, now)),
             capacity: self.in_force.rules.capacity,
             base: self.in_force.rules.retreat.base,
             rate: flow.rate,
-            token_at: self.bucket.ready_at(flow).max(self.retreat.closed_until()),
-            full_at: self.bucket.full_at(flow),
+            token_at: self.token_at(1, now),
+            full: most,
+            full_at: self.bucket.full_at(flow).max(self.guard.opens_at(window, now, most)),
             retreat: self.retreat,
             throttled_permille: self.retreat.throttled_permille(now),
             waiting: self.board.totals(),
@@ -320,10 +354,9 @@ impl Ledger {
     }
 
     /// When a request that comes now would get its token, if it had to wait behind everyone in its lane and before it.
-    pub fn turn_estimate(&self, lane: Lane) -> Instant {
+    pub fn turn_estimate(&self, lane: Lane, now: Instant) -> Instant {
         let ahead = self.board.totals().into_iter().take(lane.index().saturating_add(1)).fold(0, u32::saturating_add);
-        let token_at = self.bucket.nth_at(self.flow(), ahead.saturating_add(1));
-        token_at.max(self.retreat.closed_until())
+        self.token_at(ahead.saturating_add(1), now)
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`config`] | the configuration, valid by construction |
 //! | [`classify`] | from headers and body to a verdict; the scanner for `model` |
 //! | [`bucket`] | the token bucket, in integers |
+//! | [`window_guard`] | no more grants in any window than the quota |
 //! | [`retreat`] | how fast to go, given what the upstream answered |
 //! | [`queue`] | what waits in this worker |
 //! | [`ledger`] | what all workers agree on, and the rule by which tokens are granted |
@@ -52,6 +53,7 @@ pub mod retry_after;
 pub mod scheduler;
 pub mod store;
 pub mod units;
+pub mod window_guard;
 
 #[cfg(feature = "shell")]
 mod shell;

@@ -256,7 +256,7 @@ impl Limit {
         let decided = self.transact(id, now, store, observer, |ledger, _, now| {
             let (noted, adopted) = origin.map_or((false, None), |origin| ledger.claim(origin, now));
             let (turn, changed) = ledger.turn(worker, &queue, arrival, now);
-            let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane));
+            let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane, now));
             let transition = adopted.and_then(|adopted| adopted.transition);
             ((turn, estimates, adopted.is_some(), now), changed || noted, transition)
         });
@@ -403,7 +403,7 @@ impl Limit {
             observer.retreat_changed(id, transition);
         }
         observer.looked(id, &snapshot);
-        let full_at = (snapshot.available < snapshot.capacity).then_some(snapshot.full_at);
+        let full_at = (snapshot.available < snapshot.full).then_some(snapshot.full_at);
         self.refresh_at = full_at.into_iter().chain(snapshot.retreat.due_at()).min();
         Ok((decision, snapshot, stirred))
     }

@@ -6,6 +6,7 @@ use nimgate::priority::{Lane, Priority};
 use nimgate::queue::{Patience, Queue};
 use nimgate::retreat::{Answer, Phase, Retreat, RetreatRules};
 use nimgate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
+use nimgate::window_guard::{CELLS, WindowGuard, WindowRules};
 use proptest::prelude::*;
 
 fn cases() -> ProptestConfig {
@@ -17,6 +18,7 @@ fn rules(rpm: u32, capacity: u32, queue_max: u32) -> Rules {
         capacity,
         queue_max,
         aging: None,
+        window: Micros::ZERO,
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: queue_max.is_multiple_of(2),
         retreat: RetreatRules {
@@ -185,6 +187,57 @@ proptest! {
                 prop_assert!(given <= u128::from(capacity) * u128::from(TOKEN) + paid);
             }
         }
+    }
+
+    /// However the window lies, it holds no more grants than the quota, with some room for requests that were slow to
+    /// arrive; and when the guard says that there will be room there is, and not before.
+    #[test]
+    fn no_window_holds_more_than_its_quota(
+        window_s in 1u64..200,
+        quota in 1u32..60,
+        steps in prop::collection::vec((0u64..20_000, 1u32..20), 1..300),
+    ) {
+        let window = Micros::from_secs(window_s);
+        let rules = WindowRules { window, quota };
+        let mut guard = WindowGuard::new(rules, START);
+        let mut granted: Vec<u64> = Vec::new();
+        let mut now = START;
+        for (thousandths, wanted) in steps {
+            now = now.after(Micros::new(window.get() * thousandths / 100_000));
+            guard.advance(rules, now);
+            for _ in 0..wanted.min(guard.room(rules, now)) {
+                guard.count(1);
+                granted.push(now.as_micros());
+            }
+            let opens = guard.opens_at(rules, now, wanted);
+            let mut later = guard;
+            later.advance(rules, opens);
+            prop_assert!(wanted > quota || later.room(rules, opens) >= wanted);
+            let just_before = Instant::from_micros(opens.as_micros() - 1);
+            prop_assert!(opens == now || guard.room(rules, just_before) < wanted);
+        }
+        let slack = window.get() / CELLS as u64 / 5;
+        for (last, at) in granted.iter().enumerate() {
+            let first = granted[..=last].partition_point(|earlier| earlier + window.get() + slack <= *at);
+            prop_assert!(last - first < quota as usize);
+        }
+    }
+
+    /// Under more demand than the quota the guard wastes little of it.
+    #[test]
+    fn a_guard_loses_less_than_two_per_cent(window_s in 1u64..200, quota in 1u32..200, gap_us in 1u64..100_000) {
+        let rules = WindowRules { window: Micros::from_secs(window_s), quota };
+        let mut guard = WindowGuard::new(rules, START);
+        let mut now = START;
+        let mut granted = 0u64;
+        let end = START.after(Micros::from_secs(20 * window_s));
+        while now < end {
+            guard.advance(rules, now);
+            guard.count(1);
+            granted += 1;
+            now = guard.opens_at(rules, now.after(Micros::new(gap_us.min(window_s * 900_000 / u64::from(quota)))), 1);
+        }
+        prop_assert!(granted >= u64::from(quota) * 20 * 98 / 100, "{granted} of {}", u64::from(quota) * 20);
     }
 
     /// Whatever the upstream answers, the rate stays between floor and base, and comes back when it stops refusing.

@@ -27,7 +27,7 @@ pub struct Limit {
     pub paths: Option<Vec<String>>,
     pub rate_rpm: Option<Number>,
     pub bucket_capacity: Option<Number>,
-    pub window_s: Option<IgnoredAny>,
+    pub window_s: Option<Number>,
     pub mode: Option<IgnoredAny>,
     pub queue_max_size: Option<Number>,
     pub queue_full_policy: Option<QueueFullPolicy>,
@@ -189,9 +189,6 @@ fn refuse_future(config: &Config) -> Result<(), ConfigError> {
         return not_yet("console", "the console");
     }
     for (at, limit) in config.limits.iter().flatten().enumerate() {
-        if limit.window_s.is_some() {
-            return not_yet(&format!("limits[{at}].window_s"), "the window guard");
-        }
         if limit.mode.is_some() {
             return not_yet(&format!("limits[{at}].mode"), "the shadow mode");
         }

@@ -15,6 +15,7 @@ fn nothing_means_all_defaults() {
         assert!(limit.models[0].matches(b"nvidia/x") && limit.models[1].matches(b"nvidia_nim/x"));
         assert_eq!(limit.rate_rpm, 40);
         assert_eq!(settings.capacity, 4);
+        assert_eq!(settings.window, Micros::from_secs(60));
         assert_eq!(settings.queue_max, 1_000);
         assert_eq!(settings.patience.low, Micros::from_secs(30));
         assert_eq!(settings.patience.others, Micros::from_secs(120));
@@ -74,7 +75,7 @@ fn each_refusal_names_the_path() {
             "limits[0].request_timeout_s: must be at least 0.001",
         ),
         (r#"{"limits": [{"name": "n", "aging_s": -1}]}"#, "limits[0].aging_s: must be at least 0.001"),
-        (r#"{"limits": [{"name": "n", "window_s": 60}]}"#, "limits[0].window_s: the window guard does not exist"),
+        (r#"{"limits": [{"name": "n", "rate_rpm": 1, "window_s": 30}]}"#, "limits[0].window_s: must be long enough"),
         (r#"{"limits": [{"name": "n", "mode": "shadow"}]}"#, "limits[0].mode: the shadow mode does not exist"),
         (r#"{"console": {}}"#, "console: the console does not exist"),
         (

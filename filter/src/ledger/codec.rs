@@ -11,6 +11,7 @@ use crate::priority::LANES;
 use crate::queue::{LaneHead, Patience};
 use crate::retreat::{CELLS, Phase, Retreat, RetreatRules, Window};
 use crate::units::{Instant, Micros, MilliRpm, RATE_RPM_MAX, WorkerId};
+use crate::window_guard::{KEPT, WindowGuard};
 
 /// The version of the record's form. It is part of the key too, so that old and new code, which live side by side
 /// while Envoy drains, don't overwrite each other's records.
@@ -30,6 +31,7 @@ impl Ledger {
         out.u32(u32::from(rules.retreat.enabled));
         out.u32(rules.retreat.floor.get());
         out.u64(rules.retreat.retry_after_max.get());
+        out.u64(rules.window.get());
         out.u64(rules.patience.low.get());
         out.u64(rules.patience.others.get());
         out.u32(u32::from(rules.may_fall_back));
@@ -41,6 +43,10 @@ impl Ledger {
         out.u64(level);
         out.instant(updated_at);
         out.instant(ready_since);
+        let (window, newest, counts) = self.guard.parts();
+        out.u64(window.get());
+        out.u64(newest);
+        counts.iter().for_each(|count| out.u32(*count));
         let retreat = &self.retreat;
         out.u32(retreat.phase as u32);
         out.u32(retreat.rate.get());
@@ -85,6 +91,7 @@ impl Ledger {
             queue_max,
             aging: (aging > 0).then(|| Micros::new(aging)),
             retreat: RetreatRules { enabled, base, floor, retry_after_max: Micros::new(from.u64()?) },
+            window: Micros::new(from.u64()?),
             patience: Patience { low: Micros::new(from.u64()?), others: Micros::new(from.u64()?) },
             may_fall_back: from.flag()?,
         };
@@ -92,6 +99,14 @@ impl Ledger {
         let contender = Contender { connection: from.u64()?, since: from.instant()? };
         let in_force = InForce::from_parts(rules, newest, Some(contender).filter(|contender| contender.connection > 0));
         let bucket = Bucket::from_parts(from.u64()?, from.instant()?, from.instant()?);
+        let guard = {
+            let (window, newest) = (Micros::new(from.u64()?), from.u64()?);
+            let mut counts = [0; KEPT];
+            for count in &mut counts {
+                *count = from.u32()?;
+            }
+            WindowGuard::from_parts(window, newest, counts)
+        };
         let retreat = Retreat {
             phase: Phase::from_code(u8::try_from(from.u32()?).ok()?)?,
             rate: from.rate()?,
@@ -135,7 +150,7 @@ impl Ledger {
                 },
             });
         }
-        (capacity > 0).then_some(Self { in_force, bucket, retreat, due, board: Board::from_slots(board) })
+        (capacity > 0).then_some(Self { in_force, bucket, guard, retreat, due, board: Board::from_slots(board) })
     }
 }
 
@@ -191,4 +206,4 @@ impl Reader<'_> {
 const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
 
 /// Bytes before the slots.
-const FIXED_BYTES: usize = 4 + 12 + 8 + 8 + 8 + 20 + 24 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;
+const FIXED_BYTES: usize = 4 + 12 + 8 + 8 + 8 + 20 + 24 + 8 + 16 + KEPT * 4 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;

@@ -119,6 +119,7 @@ mod tests {
             capacity,
             queue_max: 1,
             aging: None,
+            window: Micros::ZERO,
             patience: Patience { low: Micros::from_secs(1), others: Micros::from_secs(1) },
             may_fall_back: false,
             retreat: RetreatRules {

@@ -10,6 +10,7 @@ const RULES: Rules = Rules {
     capacity: 2,
     queue_max: 3,
     aging: None,
+    window: Micros::ZERO,
     patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
     may_fall_back: false,
     retreat: RetreatRules {

@@ -16,6 +16,7 @@ fn rules(rpm: u32, capacity: u32) -> Rules {
         capacity,
         queue_max: 10,
         aging: None,
+        window: Micros::ZERO,
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(rpm),

@@ -18,8 +18,9 @@
 //! | I16 | the retreat keeps its bounds, and its gate |
 //! | I19 | what is not metered passes untouched |
 
-use crate::plan::{MILLI, Settings, TOKEN};
+use crate::plan::{MILLI, SECOND, Settings, TOKEN};
 use crate::state::{Phase, State};
+use std::collections::VecDeque;
 
 /// A broken invariant.
 #[derive(Clone, Debug)]
@@ -64,11 +65,15 @@ pub struct Checks {
     pub lenient: bool,
     /// Whether there has been another configuration, a crash, a step back of the clock, a corrupted record.
     pub reloaded: bool,
+    /// When the configuration in use came.
+    pub configured_at: u64,
     pub crashed: bool,
     pub stepped_back: bool,
     pub begun_anew: bool,
     /// How many swaps in a row were lost by all workers together.
     pub lost_in_a_row: u64,
+    /// When the last grants were made, oldest first.
+    pub granted_at: VecDeque<u64>,
     pub worst_idle: u64,
     pub arrivals: [u64; 4],
     pub grants: u64,
@@ -146,11 +151,14 @@ impl State {
             let level = self.checks.level as f64 / TOKEN as f64;
             self.broken("I2", format!("granting request {r} leaves {level} tokens"));
         }
+        self.check_window(r, commit.at);
         if commit.at < self.checks.gate_until && commit.number > self.checks.gate_commit && !self.checks.board_touched {
             self.broken("I16", format!("request {r} is granted while retry-after holds everyone back"));
         }
         let patience = self.plan.settings.patience(self.requests[r].priority, self.requests[r].fallback);
-        if commit.at >= self.requests[r].arrived + patience + 2 * self.behind_slack() {
+        // A callback that began in time may end a little later, since others run inside it.
+        let raced = if self.plan.races > 0 { 20 * MILLI } else { 0 };
+        if commit.at >= self.requests[r].arrived + patience + raced + 2 * self.behind_slack() {
             self.broken("I11", format!("request {r} is granted after its deadline"));
         }
         if !self.plan.is_calm() || self.checks.board_touched {
@@ -178,6 +186,35 @@ impl State {
         }
     }
 
+    /// No window of the configured length holds more grants than its quota, at the highest rate there has been.
+    fn check_window(&mut self, r: usize, at: u64) {
+        let window = self.plan.settings.window;
+        if window == 0 {
+            return;
+        }
+        let granted = &mut self.checks.granted_at;
+        granted.push_back(at);
+        while granted.front().is_some_and(|first| first + 2 * window <= at) {
+            granted.pop_front();
+        }
+        let quota = (self.checks.rate_max as u64 * window / (60 * SECOND)).max(1);
+        let count = granted.iter().filter(|other| **other + window > at).count();
+        // Of what was granted before a record broke, nothing is known.
+        if count as u64 > quota && !self.checks.begun_anew {
+            self.broken("I2", format!("request {r} is grant {count} in a window that may hold {quota}"));
+        }
+    }
+
+    /// Until when the window may hold everyone back.
+    fn window_open_at(&self) -> u64 {
+        let settings = &self.plan.settings;
+        if settings.window == 0 || (self.checks.granted_at.len() as u64) < settings.quota() {
+            return 0;
+        }
+        let from = self.checks.granted_at.len() - settings.quota() as usize;
+        self.checks.granted_at[from] + settings.window + settings.window / 40
+    }
+
     /// By how much times may be off because the clock stepped back.
     pub fn behind_slack(&self) -> u64 {
         2 * self.plan.faults.clock
@@ -186,7 +223,9 @@ impl State {
     /// How late anything may be that no fault of its own worker delays.
     pub fn lateness(&self) -> u64 {
         let f = &self.plan.faults;
-        let base = if self.plan.is_calm() { 20 * MILLI } else { 150 * MILLI };
+        // Workers that don't come are passed over one after the other.
+        let graces = 35 * MILLI * self.plan.workers as u64;
+        let base = if self.plan.is_calm() { 20 * MILLI } else { 60 * MILLI + graces };
         let reload = if f.reloads { 150 * MILLI } else { 0 };
         let refusals = if f.refusals > 0 { 100 * MILLI } else { 0 };
         base + refusals + 3 * f.late_ticks + 4 * self.behind_slack() + reload
@@ -221,7 +260,11 @@ impl State {
         // an older rate.
         let unsure = self.checks.lenient || (self.checks.stepped_back && self.checks.reloaded);
         if since != u64::MAX && !self.checks.throttled && !self.checks.corrupt && !unsure {
-            let from = since.max(self.checks.ready_at()).max(self.checks.last_grant);
+            let from = since
+                .max(self.checks.configured_at)
+                .max(self.window_open_at())
+                .max(self.checks.ready_at())
+                .max(self.checks.last_grant);
             let idle = until.saturating_sub(from);
             self.checks.worst_idle = self.checks.worst_idle.max(idle);
             // While a new configuration came, time may have been paid for at the old rate or at the new one.
@@ -269,7 +312,8 @@ impl State {
     /// never refused anything has one rate, so both must agree exactly.
     pub fn check_tokens(&mut self) {
         let Some((available, at, number)) = self.looked.take() else { return };
-        if !self.plan.is_calm() || self.checks.throttled || self.checks.board_touched || number != self.checks.commits {
+        let unknown = self.checks.throttled || self.checks.board_touched || self.plan.settings.window > 0;
+        if !self.plan.is_calm() || unknown || number != self.checks.commits {
             return;
         }
         self.checks.refill(at);

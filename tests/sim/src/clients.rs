@@ -179,11 +179,11 @@ impl World {
         };
         let done = self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, 0u32));
         // Where the host refused the change nothing was taken in.
-        if let (Some(pause), Some((_, commit, at))) = (pause, done)
+        if let (Some(pause), Some((_, commit, _))) = (pause, done)
             && commit.number > 0
         {
             let mut state = self.state.borrow_mut();
-            let until = at + pause.min(state.plan.settings.retry_after_max);
+            let until = commit.at + pause.min(state.plan.settings.retry_after_max);
             // The clock may lag behind by then, but never run ahead, so the gate is never shorter than this.
             state.checks.gate_until = state.checks.gate_until.max(until);
             state.checks.gate_commit = state.checks.gate_commit.max(commit.number.max(1));

@@ -60,6 +60,7 @@ impl World {
         }
         checks.level = checks.level.min(checks.capacity * TOKEN);
         checks.settings = Some(new);
+        checks.configured_at = now;
     }
 
     /// Gives a VM a root context for the configuration in force: a new one, or the one that it still has.

@@ -47,6 +47,8 @@ pub enum Mutant {
     HideRetryAfter,
     /// The rate that the filter is told is ten times the one configured.
     WrongRate,
+    /// The filter is told that there is no window.
+    NoWindow,
     /// The filter is told a longer patience than the one configured.
     WrongPatience,
     /// The filter is told a larger bound of the queue than the one configured.
@@ -61,7 +63,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All planted bugs, each with the invariants of which one must be found broken.
-    pub const ALL: [(Self, &'static [&'static str]); 27] = [
+    pub const ALL: [(Self, &'static [&'static str]); 28] = [
         (Self::LostCasApplied, &["I5", "I12"]),
         (Self::Overwrite, &["I1", "I2"]),
         (Self::OwnData, &["I1", "I2", "I7", "I12"]),
@@ -84,6 +86,7 @@ impl Mutant {
         (Self::ReloadErases, &["I15"]),
         (Self::HideRetryAfter, &["I16"]),
         (Self::WrongRate, &["I1", "I2", "I16"]),
+        (Self::NoWindow, &["I2"]),
         (Self::WrongPatience, &["I11"]),
         (Self::WrongQueueMax, &["I12"]),
         (Self::Zombie, &["I4"]),

@@ -10,6 +10,8 @@ pub struct Settings {
     pub capacity: u64,
     pub queue_max: u64,
     pub aging: Option<u64>,
+    /// The window of the guard, 0 for none.
+    pub window: u64,
     pub low: u64,
     pub others: u64,
     pub fallback: bool,
@@ -18,6 +20,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The most grants in a window.
+    pub fn quota(&self) -> u64 {
+        (self.rate_rpm * self.window / (60 * SECOND)).max(1)
+    }
+
     /// How long a request of this priority may wait.
     pub fn patience(&self, priority: usize, fallback: bool) -> u64 {
         match (priority, fallback) {
@@ -33,12 +40,13 @@ impl Settings {
         let aging = self.aging.map(|aging| format!("\"aging_s\":{},", aging / SECOND)).unwrap_or_default();
         format!(
             "{{\"limits\":[{{\"name\":\"nvidia\",\"models\":[\"nvidia/*\"],\"hosts\":[\"api.test\"],\
-             \"rate_rpm\":{},\"bucket_capacity\":{},\"queue_max_size\":{},{aging}\
+             \"rate_rpm\":{},\"bucket_capacity\":{},\"queue_max_size\":{},\"window_s\":{},{aging}\
              \"low_priority_timeout_s\":{},\"request_timeout_s\":{},\"queue_full_policy\":\"{}\",\
              \"retreat\":{{\"floor_rpm\":{},\"retry_after_max_s\":{}}}}}],\"log_level\":\"error\"}}",
             self.rate_rpm * times(Mutant::WrongRate, 10),
             self.capacity,
             self.queue_max * times(Mutant::WrongQueueMax, 2),
+            self.window * times(Mutant::NoWindow, 0) / SECOND,
             self.low * times(Mutant::WrongPatience, 2) / SECOND,
             self.others * times(Mutant::WrongPatience, 2) / SECOND,
             if self.fallback { "passthrough" } else { "reject" },
@@ -160,6 +168,7 @@ pub fn settings(rng: &mut Rng, before: Option<Settings>) -> Settings {
         capacity: rng.pick(&[1, 2, 5, 20, 100]),
         queue_max: rng.pick(&[5, 20, 100, 1_000]),
         aging: rng.pick(&[None, None, Some(SECOND), Some(3 * SECOND)]),
+        window: rng.pick(&[0, 0, 1, 3]) * SECOND,
         low: rng.between(1, 5) * SECOND,
         others: rng.between(2, 20) * SECOND,
         fallback: rng.chance(400),

@@ -29,7 +29,8 @@ impl World {
                 state.metric("nimgate_token_capacity.limit=nvidia;"),
             );
             let settings = state.plan.settings;
-            if available != capacity || capacity != settings.capacity as i64 {
+            let full = if settings.window > 0 { capacity.min(settings.quota() as i64) } else { capacity };
+            if available != full || capacity != settings.capacity as i64 {
                 state.broken("I12", format!("{available} of {capacity} tokens at rest, of {}", settings.capacity));
             }
             let rate = state.metric("nimgate_effective_rpm.limit=nvidia;");
