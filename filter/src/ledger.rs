@@ -68,6 +68,8 @@ pub struct Ledger {
     in_force: InForce,
     bucket: Bucket,
     guard: WindowGuard,
+    /// Tokens that were spent before there was one, by retries of Envoy's router. The next ones go there.
+    owed: u32,
     retreat: Retreat,
     due: Option<Due>,
     board: Board,
@@ -122,6 +124,7 @@ impl Ledger {
             in_force: InForce::new(rules),
             bucket: Bucket::with_tokens(tokens.min(rules.capacity), now),
             guard: WindowGuard::new(rules.window_rules(), now),
+            owed: 0,
             retreat: Retreat::new(rules.retreat),
             due: None,
             board: Board::default(),
@@ -172,6 +175,7 @@ impl Ledger {
     pub fn advance(&mut self, now: Instant) -> Option<Transition> {
         self.bucket.refill(self.flow(), now);
         self.guard.advance(self.rules().window_rules(), now);
+        self.pay();
         self.retreat.advance(self.in_force.rules.retreat, now)
     }
 
@@ -179,6 +183,20 @@ impl Ledger {
     pub fn answer(&mut self, answer: Answer, now: Instant) -> Option<Transition> {
         let passed = self.advance(now);
         self.retreat.step(self.in_force.rules.retreat, now, answer).or(passed)
+    }
+
+    /// Charges `n` requests that the upstream got without a token. They count in the window, and the next tokens go to
+    /// them. More than the bucket holds are not remembered: an upstream that forges the count must not stop us.
+    pub fn charge(&mut self, n: u32) {
+        self.guard.count(n);
+        self.owed = self.owed.saturating_add(n).min(self.rules().capacity);
+        self.pay();
+    }
+
+    fn pay(&mut self) {
+        while self.owed > 0 && self.bucket.take(self.flow()).is_ok() {
+            self.owed = self.owed.saturating_sub(1);
+        }
     }
 
     /// Decides what `worker`, with `queue` waiting, may do now, and writes it onto the ledger. Call
@@ -290,7 +308,7 @@ impl Ledger {
     /// When the `n`-th token from now is there, if all before it are taken as they come.
     fn token_at(&self, n: u32, now: Instant) -> Instant {
         let guard_opens = self.guard.opens_at(self.rules().window_rules(), now, n);
-        self.bucket.nth_at(self.flow(), n).max(guard_opens).max(self.retreat.closed_until())
+        self.bucket.nth_at(self.flow(), n.saturating_add(self.owed)).max(guard_opens).max(self.retreat.closed_until())
     }
 
     /// What decides when the next token is there, besides the bucket's level: the flow, and until when the gate is closed.

@@ -13,6 +13,7 @@
 //! | [`classify`] | from headers and body to a verdict; the scanner for `model` |
 //! | [`bucket`] | the token bucket, in integers |
 //! | [`window_guard`] | no more grants in any window than the quota |
+//! | [`attempts`] | how often Envoy's router has sent a request |
 //! | [`retreat`] | how fast to go, given what the upstream answered |
 //! | [`queue`] | what waits in this worker |
 //! | [`ledger`] | what all workers agree on, and the rule by which tokens are granted |
@@ -39,6 +40,7 @@
 )]
 #![warn(missing_docs)]
 
+pub mod attempts;
 pub mod bucket;
 pub mod classify;
 pub mod config;

@@ -166,12 +166,13 @@ impl Scheduler {
         actions
     }
 
-    /// The upstream answered a request. Returns a picture of the ledger after that, for the response's headers, and what
+    /// The upstream answered a request, after so many `retries` by Envoy's router. Returns a picture of the ledger after that, for the response's headers, and what
     /// there is to do.
     pub fn answer<S: Store>(
         &mut self,
         id: LimitId,
         answer: Answer,
+        retries: u32,
         now: Instant,
         store: &mut S,
         observer: &mut impl Observer,
@@ -181,6 +182,7 @@ impl Scheduler {
         };
         let answered = limit.transact(id, now, store, observer, |ledger, _, now| {
             let transition = ledger.answer(answer, now);
+            ledger.charge(retries);
             ((), true, transition)
         });
         match answered {

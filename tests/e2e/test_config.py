@@ -87,7 +87,8 @@ REFUSED: dict[str, tuple[object, str]] = {
     "a list": ("[]", ""),
     "trailing text": ("{} {}", ""),
     # Features that come later are refused until they work.
-    "window_s": (only(window_s=60), "limits[0].window_s"),
+    "a window that holds no request": (only(rate_rpm=1, window_s=30), "limits[0].window_s"),
+    "a negative window": (only(window_s=-1), "limits[0].window_s"),
     "mode": (only(mode="shadow"), "limits[0].mode"),
     "console": ({"console": {}}, "console"),
 }
@@ -110,9 +111,7 @@ def test_bad_configuration_is_refused_with_its_reason(gate: Gate, name: str):
     assert (answer.status, answer.header("x-nimgate-queue-ms")) == (200, "0")
 
 
-@pytest.mark.parametrize(
-    "value", [only(window_s=30), only(mode="enforce"), {"console": True}], ids=json.dumps
-)
+@pytest.mark.parametrize("value", [only(mode="enforce"), {"console": True}], ids=json.dumps)
 def test_refusal_of_a_later_feature_says_that_it_is_not_there_yet(gate: Gate, value: dict):
     # Not the values used above: Envoy remembers what was refused and does not ask the filter again.
     read_before = len(gate.envoy.log())

@@ -47,6 +47,7 @@ impl Ledger {
         out.u64(window.get());
         out.u64(newest);
         counts.iter().for_each(|count| out.u32(*count));
+        out.u32(self.owed);
         let retreat = &self.retreat;
         out.u32(retreat.phase as u32);
         out.u32(retreat.rate.get());
@@ -107,6 +108,7 @@ impl Ledger {
             }
             WindowGuard::from_parts(window, newest, counts)
         };
+        let owed = from.u32()?;
         let retreat = Retreat {
             phase: Phase::from_code(u8::try_from(from.u32()?).ok()?)?,
             rate: from.rate()?,
@@ -150,7 +152,7 @@ impl Ledger {
                 },
             });
         }
-        (capacity > 0).then_some(Self { in_force, bucket, guard, retreat, due, board: Board::from_slots(board) })
+        (capacity > 0).then_some(Self { in_force, bucket, guard, owed, retreat, due, board: Board::from_slots(board) })
     }
 }
 
@@ -206,4 +208,5 @@ impl Reader<'_> {
 const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
 
 /// Bytes before the slots.
-const FIXED_BYTES: usize = 4 + 12 + 8 + 8 + 8 + 20 + 24 + 8 + 16 + KEPT * 4 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;
+const FIXED_BYTES: usize =
+    4 + 12 + 8 + 8 + 8 + 20 + 24 + 8 + 16 + KEPT * 4 + 4 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;

@@ -211,3 +211,28 @@ fn more_workers_than_the_board_has_lines_do_no_harm() {
     }
     assert!(ledger.board().slots().len() <= WORKERS_MAX);
 }
+
+#[test]
+fn retries_are_paid_with_the_next_tokens() {
+    let mut ledger = Ledger::new(RULES, 1, at(0));
+    let mut queue = Queue::default();
+    ledger.charge(2);
+    // One was there, the next is owed, and the one after it is ours.
+    assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::Urgent, at(0)).look_again_at, Some(at(2_000)));
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted, 0);
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(2_000)).granted, 1);
+    ledger.charge(1_000);
+    let next = arrive(&mut ledger, A, &mut queue, 2, Priority::Urgent, at(2_000)).look_again_at;
+    assert_eq!(next, Some(at(5_000)), "no more is owed than the bucket holds");
+}
+
+#[test]
+fn retries_count_in_the_window() {
+    let rules = Rules { window: Micros::from_secs(3), capacity: 3, ..RULES };
+    let mut ledger = Ledger::new(rules, 3, at(0));
+    let mut queue = Queue::default();
+    assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::High, at(0)).granted, 1);
+    ledger.charge(2);
+    let turn = arrive(&mut ledger, A, &mut queue, 2, Priority::High, at(2_500));
+    assert!(turn.granted == 0 && turn.look_again_at > Some(at(3_000)));
+}

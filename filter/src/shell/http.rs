@@ -4,6 +4,7 @@ use super::host::{self, Buffer, Map};
 use super::logging::event;
 use super::stream::{BodyView, Granted, State, Stream};
 use super::{headers, worker};
+use crate::attempts;
 use crate::classify::{self, AtHead, Head};
 use crate::ledger::Snapshot;
 use crate::messages::told_headers;
@@ -186,10 +187,12 @@ impl Http {
     fn upstream_answered(stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8]) {
         stream.become_(State::Granted(Granted { answered: true, ..granted }));
         let mut pause = None;
+        let mut retries = 0;
         let mut has_ratelimit = false;
         for (name, value) in headers::pairs(map) {
             match name {
                 b"retry-after" => pause = pause.max(retry_after::parse(value, host::wall_clock_s())),
+                b"x-envoy-attempt-count" => retries = attempts::retries(value),
                 name if name.starts_with(b"x-nimgate-") => {
                     let _ = host::remove_header(Map::Response, name);
                 }
@@ -199,8 +202,9 @@ impl Http {
         }
         let answer = Answer { granted_at: granted.at, throttled: Outcome::is_throttled(status), retry_after: pause };
         let limit = stream.limit(granted.limit);
-        let snapshot =
-            limit.and_then(|limit| worker::with(|worker| worker.answered(limit, status, answer, stream.id))).flatten();
+        let snapshot = limit
+            .and_then(|limit| worker::with(|worker| worker.answered(limit, status, answer, retries, stream.id)))
+            .flatten();
         Self::tell(granted.waited, snapshot.filter(|_| !has_ratelimit));
     }
 

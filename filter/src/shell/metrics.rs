@@ -43,6 +43,7 @@ enum Metric {
     EffectiveRpm,
     Upstream429Permille,
     UpstreamResponses,
+    UpstreamRetries,
     PauseIgnored,
     LedgerContended,
     LedgerCorrupt,
@@ -67,6 +68,7 @@ impl Metric {
             Self::RetreatState => ("nimgate_retreat_state", Gauge, "", ""),
             Self::EffectiveRpm => ("nimgate_effective_rpm", Gauge, "", ""),
             Self::Upstream429Permille => ("nimgate_upstream_429_permille", Gauge, "", ""),
+            Self::UpstreamRetries => ("nimgate_upstream_retries_total", Counter, "", ""),
             Self::UpstreamResponses => ("nimgate_upstream_responses_total", Counter, "code", ""),
             Self::PauseIgnored => ("nimgate_pause_ignored_total", Counter, "", ""),
             Self::LedgerContended => ("nimgate_ledger_contended_total", Counter, "", ""),
@@ -136,6 +138,13 @@ impl Metrics {
             _ => "other",
         };
         self.add(Key(Metric::UpstreamResponses, Some(limit.0), code, ""), 1);
+    }
+
+    /// Envoy's router had sent a request so many times more.
+    pub fn retried(&mut self, limit: LimitId, retries: u32) {
+        if retries > 0 {
+            self.add(Key(Metric::UpstreamRetries, Some(limit.0), "", ""), i64::from(retries));
+        }
     }
 
     fn add(&mut self, key: Key, offset: i64) {

@@ -188,9 +188,18 @@ impl Worker {
     }
 
     /// The upstream answered.
-    pub fn answered(&mut self, limit: LimitId, status: u16, answer: Answer, current: u32) -> Option<Snapshot> {
+    pub fn answered(
+        &mut self,
+        limit: LimitId,
+        status: u16,
+        answer: Answer,
+        retries: u32,
+        current: u32,
+    ) -> Option<Snapshot> {
+        self.metrics.retried(limit, retries);
         self.metrics.answered(limit, status);
-        let (snapshot, action) = self.scheduler.answer(limit, answer, host::now(), &mut SharedData, &mut self.metrics);
+        let (snapshot, action) =
+            self.scheduler.answer(limit, answer, retries, host::now(), &mut SharedData, &mut self.metrics);
         self.carry_out(action, current);
         self.arm(current);
         snapshot

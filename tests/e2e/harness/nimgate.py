@@ -10,7 +10,7 @@ FAST_RPM = 6000
 def limit(name: str, models: list[str] | None = None, **fields: Any) -> dict[str, Any]:
     """One entry of `limits`; matches models `<name>/*` unless told otherwise, and is fast.
 
-    It has no window guard unless it asks for one, so that a test of the bucket sees the bucket alone.
+    It has no window guard unless it asks for one, so that tests of the bucket see that alone.
     """
     patterns = [f"{name}/*"] if models is None else models
     return {"name": name, "models": patterns, "rate_rpm": FAST_RPM, "window_s": 0, **fields}

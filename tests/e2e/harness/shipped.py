@@ -39,6 +39,8 @@ class Options:
     concurrency: int = 2
     with_filter: bool = True
     stop_iteration_flag: bool = True
+    # The shipped routes retry 429s, which a test of what a 429 does must not have.
+    router_retries: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     listeners: list[Patch] = field(default_factory=list)
@@ -118,6 +120,9 @@ def listeners(ports: Ports, options: Options) -> Tree:
                 plugin.pop("allow_on_headers_stop_iteration")
     else:
         remove_wasm_filters(tree)
+    if not options.router_retries:
+        for node in walk(tree):
+            node.pop("retry_policy", None)
     for patch in options.listeners:
         patch(tree)
     return tree
