@@ -1,7 +1,7 @@
 //! The four levels that a client can ask for, and the lanes in which requests wait.
 
 /// How urgent a request is. Lower values go first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 #[repr(u8)]
 pub enum Priority {
     /// Before everything else.

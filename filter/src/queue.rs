@@ -51,7 +51,7 @@ impl OrderKey {
 }
 
 /// The waiting requests of one worker for one limit.
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Queue {
     lanes: [BTreeMap<u64, Waiting>; LANES],
     places: HashMap<RequestId, (Lane, u64)>,

@@ -41,12 +41,12 @@ pub enum Action {
 }
 
 /// The scheduler of one worker.
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Scheduler {
     limits: Vec<Limit>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Limit {
     name: String,
     key: String,

@@ -35,7 +35,7 @@ impl Instant {
 }
 
 /// A span of time in microseconds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Micros(u64);
 
 impl Micros {

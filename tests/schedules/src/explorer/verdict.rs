@@ -1,0 +1,144 @@
+//! What must hold of each state and each swap of an exploration.
+
+use super::replay::Begin;
+use super::{Explorer, State, Step, Violation, Visit};
+use crate::invariants::{due, ensure, hold_always, hold_at_rest, looks_in_time};
+use crate::worker::{TOKEN_EVERY, Worker, at_ms, place};
+use nimgate::ledger::{GRACE, Ledger};
+use nimgate::units::{Instant, Micros, WorkerId};
+
+/// Whose request is the best on the board of a ledger at a time, and when a token is there for it.
+pub(super) type Due = Option<(WorkerId, Instant)>;
+
+/// A bucket as one would write it down first: how much time it has saved up, and until when that was counted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct NaiveBucket {
+    saved: Micros,
+    counted_to: Instant,
+}
+
+impl NaiveBucket {
+    /// A full one, at the start.
+    pub fn full(capacity: u32) -> Self {
+        Self { saved: TOKEN_EVERY.times(u64::from(capacity)), counted_to: at_ms(0) }
+    }
+
+    fn at(self, now: Instant, capacity: u32) -> Self {
+        let saved = self.saved.plus(now.since(self.counted_to)).min(TOKEN_EVERY.times(u64::from(capacity)));
+        Self { saved, counted_to: self.counted_to.max(now) }
+    }
+
+    fn pay(self, tokens: u32) -> Option<Self> {
+        let rest = self.saved.get().checked_sub(TOKEN_EVERY.times(u64::from(tokens)).get())?;
+        Some(Self { saved: Micros::new(rest), ..self })
+    }
+}
+
+impl Explorer<'_> {
+    /// Checks what must hold of every state.
+    pub(super) fn holds(&mut self, state: &State) -> Result<(), String> {
+        let now = self.time(state.clock);
+        let due = self.due(state);
+        let workers = self.workers_of(state);
+        let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
+        hold_always(&workers, ledger, self.case.capacity, now)?;
+        let is_idle = |at: usize| state.locals[at].turn.is_none() && !state.locals[at].woken;
+        if let Some((due, token_at)) = due
+            && let Some(at) = workers.iter().position(|worker| worker.id() == due)
+            && is_idle(at)
+        {
+            looks_in_time(workers[at], token_at)?;
+        }
+        if (0..workers.len()).all(is_idle) { hold_at_rest(&workers, ledger, now) } else { Ok(()) }
+    }
+
+    /// Checks what must hold when nothing is left to do: everyone has got what was there.
+    pub(super) fn holds_at_the_end(&mut self, state: &State) -> Result<(), String> {
+        let now = self.time(state.clock);
+        let due = self.due(state);
+        for worker in self.workers_of(state) {
+            ensure(worker.is_told, || format!("{:?} never told the board who left", worker.id()))?;
+            ensure(worker.waiting.is_empty() || due.is_some(), || format!("{:?} waits for nothing", worker.id()))?;
+        }
+        ensure(due.is_none_or(|(_, token_at)| token_at > now), || "a token is there, and someone waits".to_owned())
+    }
+
+    /// Checks what must hold of a swap by the worker at `at`, with which its callback ended: the tokens that it took
+    /// were there, and went to the best.
+    pub(super) fn commit(&mut self, before: &State, after: &mut State, at: usize) -> Result<(), String> {
+        let now = self.time(after.clock);
+        let capacity = self.case.capacity;
+        let turn = before.locals[at].turn.map(|id| self.turns.get(id)).ok_or("a swap by nobody")?;
+        let (was, is) = (self.workers.get(before.locals[at].worker), self.workers.get(after.locals[at].worker));
+        let ledger = after.ledger.map(|id| &self.ledgers[id as usize]).ok_or("no ledger after a swap")?;
+
+        let granted = is.granted - was.granted;
+        let naive = before.naive.at(turn.decided_at(), capacity);
+        after.naive = naive.pay(granted).ok_or_else(|| format!("{:?} took {granted} tokens of {naive:?}", is.id()))?;
+        let mut then = ledger.clone();
+        then.advance(now);
+        let there = u64::from(then.snapshot(now).available);
+        let saved = after.naive.at(now, capacity).saved.get() / TOKEN_EVERY.get();
+        ensure(there == saved, || format!("the bucket holds {there} tokens and a naive one {saved}"))?;
+
+        let came = match turn.begin {
+            Begin::Arrive(priority) => Some((nimgate::units::RequestId(was.arrived), place(priority, turn.now))),
+            Begin::Woken | Begin::Timer => None,
+        };
+        let those = was.waiting.iter().map(|request| (request.id, request.place())).chain(came);
+        let served = those.filter(|(id, _)| is.waiting.iter().all(|waiting| waiting.id != *id));
+        let Some(last) = served.map(|(_, place)| place).max() else { return Ok(()) };
+        for (other, local) in after.locals.iter().enumerate() {
+            let worker = self.workers.get(local.worker);
+            let Some(best) = worker.waiting.iter().min_by_key(|request| request.place()) else { continue };
+            let may_be_passed_by =
+                || other != at && is_passed_over(ledger, worker.id()) && turn.decided_at() >= best.arrived.after(GRACE);
+            ensure(best.place() >= last || may_be_passed_by(), || {
+                format!("{:?} took a token before {:?}, whose {best:?} is ahead", is.id(), worker.id())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn due(&mut self, state: &State) -> Due {
+        let id = state.ledger?;
+        let now = self.time(state.clock);
+        let ledger = &self.ledgers[id as usize];
+        *self.dues.entry((id, state.clock)).or_insert_with(|| due(ledger, now))
+    }
+
+    fn workers_of(&self, state: &State) -> Vec<&Worker> {
+        state.locals.iter().map(|local| self.workers.get(local.worker)).collect()
+    }
+
+    /// Tells what went wrong, and how it came to it.
+    pub(super) fn violation(&self, way: &[Visit], what: String) -> Violation {
+        let steps = way.iter().filter_map(|visit| Some((visit, *visit.steps.get(visit.tried.checked_sub(1)?)?)));
+        let schedule = steps.map(|(visit, step)| self.in_words(&visit.state, step)).collect();
+        Violation { what, schedule }
+    }
+
+    fn in_words(&self, state: &State, step: Step) -> String {
+        let after = |at: usize| state.locals[at].turn.and_then(|turn| self.turns.get(turn).answers.last());
+        match step {
+            Step::Clock => format!("the clock moves on to {} ms", self.case.clock[state.clock]),
+            Step::Try(at) => {
+                let tried = self.workers.get(state.locals[at].worker).tried;
+                format!("worker {}: {:?}", at + 1, self.case.tries[at][tried])
+            }
+            Step::TakeUpWake(at) => format!("worker {} takes up a wake-up", at + 1),
+            Step::Timer(at) => format!("worker {}: its timer fires", at + 1),
+            Step::GoOn(at) => match after(at) {
+                None | Some(super::Answer::Lost) => format!("worker {} looks at the ledger", at + 1),
+                Some(super::Answer::Loaded(_)) if self.case.bug != crate::Bug::OldTime => {
+                    format!("worker {} looks at the clock", at + 1)
+                }
+                _ => format!("worker {} swaps the ledger", at + 1),
+            },
+        }
+    }
+}
+
+fn is_passed_over(ledger: &Ledger, worker: WorkerId) -> bool {
+    ledger.board().slots().iter().any(|slot| slot.worker == worker && slot.passed_over)
+}
