@@ -17,6 +17,7 @@
 
 mod count;
 mod replay;
+mod steps;
 mod verdict;
 
 use crate::Bug;
@@ -26,8 +27,8 @@ pub use count::Count;
 use hashbrown::HashMap;
 use nimgate::ledger::Ledger;
 use nimgate::priority::Priority;
-use nimgate::units::{Instant, WorkerId};
-use replay::{Answer, Begin, Next, Turn, replay};
+use nimgate::units::Instant;
+use replay::Turn;
 use std::hash::Hash;
 
 /// What a worker has to do, one after the other.
@@ -146,16 +147,6 @@ enum Step {
     GoOn(usize),
 }
 
-/// What a worker in a callback does next, with what comes of it in the tables.
-#[derive(Clone, Copy, Debug)]
-enum Plan {
-    Load,
-    Clock,
-    Swap { ledger: Id, first: bool },
-    Lose,
-    Done { worker: Id, woken: [bool; WORKERS] },
-}
-
 /// What is known of a state that has been met.
 #[derive(Clone, Copy, Debug)]
 enum Met {
@@ -185,7 +176,7 @@ struct Explorer<'a> {
     ledgers: Vec<Ledger>,
     workers: Table<Worker>,
     turns: Table<Turn>,
-    plans: HashMap<(Id, Id), Plan>,
+    plans: HashMap<(Id, Id), steps::Plan>,
     dues: HashMap<(Id, usize), verdict::Due>,
     states: HashMap<State, Id>,
     met: Vec<Met>,
@@ -278,184 +269,6 @@ impl Explorer<'_> {
         }
         explored.states = self.met.len() as u64;
         Ok(explored)
-    }
-
-    /// All steps that may come next.
-    fn steps(&self, state: &State) -> Vec<Step> {
-        let mut steps = Vec::new();
-        for (at, local) in state.locals.iter().enumerate() {
-            if local.turn.is_some() {
-                steps.push(Step::GoOn(at));
-                continue;
-            }
-            let worker = self.workers.get(local.worker);
-            if worker.tried < self.case.tries[at].len() {
-                steps.push(Step::Try(at));
-            }
-            if local.woken {
-                steps.push(Step::TakeUpWake(at));
-            }
-            if worker.next_wakeup().is_some_and(|due| due <= self.time(state.clock)) {
-                steps.push(Step::Timer(at));
-            }
-        }
-        if state.clock < self.case.clock.len() {
-            steps.push(Step::Clock);
-        }
-        steps
-    }
-
-    /// The state after a step.
-    fn take(&mut self, mut state: State, step: Step) -> Result<State, String> {
-        match step {
-            Step::Clock => state.clock += 1,
-            Step::Try(at) => {
-                let worker = self.workers.get(state.locals[at].worker);
-                match self.case.tries[at][worker.tried] {
-                    Try::Arrive(priority) => self.begin(&mut state, at, Begin::Arrive(priority)),
-                    Try::Leave => {
-                        let mut worker = worker.clone();
-                        worker.leave(self.time(state.clock));
-                        state.locals[at].worker = self.workers.id(worker);
-                    }
-                }
-            }
-            Step::TakeUpWake(at) => {
-                state.locals[at].woken = false;
-                self.begin(&mut state, at, Begin::Woken);
-            }
-            Step::Timer(at) => self.begin(&mut state, at, Begin::Timer),
-            Step::GoOn(at) => self.go_on(&mut state, at)?,
-        }
-        Ok(state)
-    }
-
-    fn begin(&mut self, state: &mut State, at: usize, begin: Begin) {
-        let turn = Turn::new(begin, self.time(state.clock));
-        state.locals[at].turn = Some(self.turns.id(turn));
-        self.end_if_done(state, at);
-    }
-
-    /// Lets a worker that is in a callback do what it does next.
-    fn go_on(&mut self, state: &mut State, at: usize) -> Result<(), String> {
-        match self.plan(state, at) {
-            Plan::Load => {
-                state.locals[at].current = true;
-                self.answer(state, at, Answer::Loaded(state.ledger));
-            }
-            Plan::Clock => self.answer(state, at, Answer::Time(self.time(state.clock))),
-            Plan::Swap { ledger, first } => {
-                let bug = self.case.bug;
-                let overwrites = (bug == Bug::UnconditionalFirstWrite && first) || bug == Bug::StaleRetry;
-                if !state.locals[at].current && !overwrites {
-                    state.locals[at].current = true;
-                    self.answer(state, at, Answer::Lost);
-                    return Ok(());
-                }
-                let before = *state;
-                state.ledger = Some(self.refilled_twice_if_planted(ledger, before.ledger));
-                for other in &mut state.locals {
-                    other.current &= !other.turn.is_some_and(|turn| self.turns.get(turn).has_looked());
-                }
-                state.locals[at].current = true;
-                self.answer(state, at, Answer::Replaced);
-                self.commit(&before, state, at)?;
-                (0..WORKERS).for_each(|other| self.overtake(state, other));
-            }
-            Plan::Lose => self.answer(state, at, Answer::Lost),
-            Plan::Done { .. } => return Err("a callback that is over goes on".to_owned()),
-        }
-        Ok(())
-    }
-
-    /// Answers a worker. Its callback ends with the last answer: nothing is between the two that another could notice.
-    fn answer(&mut self, state: &mut State, at: usize, answer: Answer) {
-        if let Some(turn) = state.locals[at].turn {
-            let mut turn = self.turns.get(turn).clone();
-            turn.answers.push(answer);
-            if !self.case.is_literal {
-                turn.forget();
-            }
-            state.locals[at].turn = Some(self.turns.id(turn));
-            self.end_if_done(state, at);
-            self.overtake(state, at);
-        }
-    }
-
-    /// Notes of a worker that is about to swap a ledger which is no longer there that it can only lose.
-    fn overtake(&mut self, state: &mut State, at: usize) {
-        let Local { turn: Some(turn), current: false, .. } = state.locals[at] else { return };
-        let may_win = matches!(self.case.bug, Bug::UnconditionalFirstWrite | Bug::StaleRetry);
-        if !self.case.is_literal && !may_win && matches!(self.plan(state, at), Plan::Swap { .. }) {
-            let mut turn = self.turns.get(turn).clone();
-            turn.overtake();
-            state.locals[at] = Local { turn: Some(self.turns.id(turn)), current: true, ..state.locals[at] };
-        }
-    }
-
-    fn end_if_done(&mut self, state: &mut State, at: usize) {
-        if let Plan::Done { worker, woken } = self.plan(state, at) {
-            state.locals[at] = Local { worker, turn: None, current: true, ..state.locals[at] };
-            for (local, woken) in state.locals.iter_mut().zip(woken) {
-                local.woken |= woken;
-            }
-        }
-    }
-
-    fn plan(&mut self, state: &State, at: usize) -> Plan {
-        let Local { worker, turn: Some(turn), .. } = state.locals[at] else {
-            panic!("worker {} goes on and is in the middle of nothing", at + 1);
-        };
-        if let Some(plan) = self.plans.get(&(worker, turn)) {
-            return *plan;
-        }
-        if self.turns.get(turn).answers == [Answer::Overtaken] {
-            return Plan::Lose;
-        }
-        let plan = match replay(self.workers.get(worker), self.turns.get(turn), &self.bytes, self.case.bug) {
-            Next::Load => Plan::Load,
-            Next::Clock => Plan::Clock,
-            Next::Swap { value, first } => Plan::Swap { ledger: self.ledger(value), first },
-            Next::Done { worker, wakes } => {
-                // Workers have the numbers from 1 on.
-                let woken = std::array::from_fn(|at| wakes.contains(&WorkerId(at as u32 + 1)));
-                Plan::Done { worker: self.workers.id(*worker), woken }
-            }
-        };
-        self.plans.insert((worker, turn), plan);
-        plan
-    }
-
-    fn ledger(&mut self, mut value: Vec<u8>) -> Id {
-        if !self.case.is_literal {
-            self.sort_lines(&mut value);
-        }
-        let id = self.bytes.id(value);
-        if self.ledgers.len() == id as usize {
-            let ledger = Ledger::decode(self.bytes.get(id));
-            self.ledgers.push(ledger.unwrap_or_else(|| panic!("a record that was just written can't be read")));
-        }
-        id
-    }
-
-    /// Puts the lines of the board, with which the record ends, in the order of the numbers with which they begin.
-    fn sort_lines(&self, value: &mut [u8]) {
-        let Some((_, lines)) = value.split_at_checked(self.form.lines_at) else { return };
-        let mut lines: Vec<Vec<u8>> = lines.chunks(self.form.line_len).map(<[u8]>::to_vec).collect();
-        lines.sort_by_key(|line| line.get(..4).map(<[u8]>::to_vec));
-        value[self.form.lines_at..].copy_from_slice(&lines.concat());
-    }
-
-    fn refilled_twice_if_planted(&mut self, ledger: Id, before: Option<Id>) -> Id {
-        match (self.case.bug, before) {
-            (Bug::DoubleRefill, Some(before)) => {
-                let mut value = self.bytes.get(ledger).clone();
-                value[self.form.updated_at.clone()]
-                    .copy_from_slice(&self.bytes.get(before)[self.form.updated_at.clone()]);
-                self.ledger(value)
-            }
-            _ => ledger,
-        }
     }
 
     /// The time after so many steps of the clock.

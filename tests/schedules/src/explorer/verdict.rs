@@ -1,11 +1,11 @@
 //! What must hold of each state and each swap of an exploration.
 
-use super::replay::Begin;
+use super::replay::{Answer, Begin};
 use super::{Explorer, State, Step, Violation, Visit};
 use crate::invariants::{due, ensure, hold_always, hold_at_rest, looks_in_time};
 use crate::worker::{TOKEN_EVERY, Worker, at_ms, place};
 use nimgate::ledger::{GRACE, Ledger};
-use nimgate::units::{Instant, Micros, WorkerId};
+use nimgate::units::{Instant, Micros, RequestId, WorkerId};
 
 /// Whose request is the best on the board of a ledger at a time, and when a token is there for it.
 pub(super) type Due = Option<(WorkerId, Instant)>;
@@ -82,7 +82,7 @@ impl Explorer<'_> {
         ensure(there == saved, || format!("the bucket holds {there} tokens and a naive one {saved}"))?;
 
         let came = match turn.begin {
-            Begin::Arrive(priority) => Some((nimgate::units::RequestId(was.arrived), place(priority, turn.now))),
+            Begin::Arrive(priority) => Some((RequestId(was.arrived), place(priority, turn.now))),
             Begin::Woken | Begin::Timer => None,
         };
         let those = was.waiting.iter().map(|request| (request.id, request.place())).chain(came);
@@ -129,8 +129,8 @@ impl Explorer<'_> {
             Step::TakeUpWake(at) => format!("worker {} takes up a wake-up", at + 1),
             Step::Timer(at) => format!("worker {}: its timer fires", at + 1),
             Step::GoOn(at) => match after(at) {
-                None | Some(super::Answer::Lost) => format!("worker {} looks at the ledger", at + 1),
-                Some(super::Answer::Loaded(_)) if self.case.bug != crate::Bug::OldTime => {
+                None | Some(Answer::Lost) => format!("worker {} looks at the ledger", at + 1),
+                Some(Answer::Loaded(_)) if self.case.bug != crate::Bug::OldTime => {
                     format!("worker {} looks at the clock", at + 1)
                 }
                 _ => format!("worker {} swaps the ledger", at + 1),
