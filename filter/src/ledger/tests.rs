@@ -98,7 +98,12 @@ fn a_worker_that_does_not_come_is_passed_over_once_and_then_taken_off() {
         arrive(&mut ledger, A, &mut a, id, Priority::Normal, at(0));
     }
     let grace_over = at(1_000).after(GRACE);
-    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(1_029)).granted, 0);
+    let too_early = take_turn(&mut ledger, A, &mut a, None, at(1_029));
+    assert_eq!(
+        (too_early.granted, too_early.look_again_at),
+        (0, Some(grace_over)),
+        "only the rest of the grace is left"
+    );
     assert_eq!(take_turn(&mut ledger, A, &mut a, None, grace_over).granted, 1);
     assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted, 1, "the stall costs one grace, not two");
     assert_eq!(ledger.board().totals().iter().sum::<u32>(), 1);

@@ -107,8 +107,11 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
     let worker = workers.iter_mut().find(|worker| worker.id() == whose);
     let worker = worker.unwrap_or_else(|| panic!("the board knows of {whose:?}, who is not there"));
     let granted = worker.granted;
-    while worker.next_wakeup().is_some_and(|at| at <= token_at) {
-        worker.wake(false, token_at, &mut store);
+    // Once to show the full bucket, if that is due first, and once for the token.
+    for _ in 0..2 {
+        if worker.next_wakeup().is_some_and(|at| at <= token_at) {
+            worker.wake(false, token_at, &mut store);
+        }
     }
     assert!(
         worker.granted > granted,
