@@ -6,13 +6,13 @@
 //! after a grace for each that stalls, and nobody may be lost.
 
 use nimgate::bucket::TOKEN;
-use nimgate::ledger::{GRACE, Ledger, Rules};
+use nimgate::ledger::{GRACE, Ledger, Origin, Rules};
 use nimgate::observe::Observer;
 use nimgate::outcome::Outcome;
 use nimgate::priority::{LANES, Lane, Priority};
 use nimgate::queue::Patience;
 use nimgate::retreat::RetreatRules;
-use nimgate::scheduler::{Action, LimitSettings, Scheduler};
+use nimgate::scheduler::{Action, Scheduler};
 use nimgate::store::{MemoryStore, Store};
 use nimgate::units::{Instant, LimitId, Micros, MilliRpm, RequestId, WorkerId};
 use proptest::prelude::*;
@@ -33,18 +33,19 @@ struct Setup {
 }
 
 impl Setup {
-    fn settings(self) -> LimitSettings {
+    fn rate(self) -> u128 {
+        u128::from(self.rpm) * 1_000
+    }
+
+    fn rules(self) -> Rules {
         let retreat = RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(self.rpm),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
         };
-        LimitSettings {
-            rules: Rules { capacity: self.capacity, queue_max: self.queue_max, aging: self.aging, retreat },
-            patience: self.patience,
-            may_fall_back: self.may_fall_back,
-        }
+        let Self { capacity, queue_max, aging, patience, may_fall_back, .. } = self;
+        Rules { capacity, queue_max, aging, patience, may_fall_back, retreat }
     }
 }
 
@@ -142,13 +143,9 @@ impl Model {
         assert!(self.ends.insert(id, (self.now, how)).is_none());
     }
 
-    fn rate(&self) -> u128 {
-        u128::from(self.setup.rpm) * 1_000
-    }
-
     fn refill(&mut self, then: Instant) {
         let full = u128::from(self.setup.capacity) * u128::from(TOKEN);
-        self.level = (self.level + u128::from(then.since(self.now).get()) * self.rate()).min(full);
+        self.level = (self.level + u128::from(then.since(self.now).get()) * self.setup.rate()).min(full);
         self.now = then;
     }
 
@@ -158,7 +155,7 @@ impl Model {
 
     /// When the next token is there for someone, or someone's patience ends.
     fn next(&self) -> Option<Instant> {
-        let missing = u128::from(TOKEN).saturating_sub(self.level).div_ceil(self.rate());
+        let missing = u128::from(TOKEN).saturating_sub(self.level).div_ceil(self.setup.rate());
         let token_at = self.now.after(Micros::new(missing as u64));
         let deadlines = self.waiting.iter().map(|(_, lane, arrived)| self.deadline(*lane, *arrived));
         deadlines.min().map(|deadline| deadline.min(token_at))
@@ -234,7 +231,7 @@ impl Fleet {
             ends: Ends::new(),
         };
         for worker in &mut fleet.workers {
-            worker.configure("l", setup.settings(), START, &mut fleet.store, &mut fleet.gauges);
+            worker.configure("l", setup.rules(), START, &mut fleet.store, &mut fleet.gauges);
         }
         fleet
     }
@@ -270,9 +267,10 @@ impl Fleet {
 
     fn arrive(&mut self, at: usize, id: u32, priority: Priority) {
         self.waiting.insert(id, (at, self.now));
-        let (request, worker) = (RequestId(id), WorkerId(at as u32 + 1));
-        let actions =
-            self.workers[at].arrive(LIMIT, request, priority, worker, self.now, &mut self.store, &mut self.gauges);
+        let (request, worker, now) = (RequestId(id), WorkerId(at as u32 + 1), self.now);
+        let origin = Origin { rules: self.setup.rules(), connection: 0 };
+        let (store, gauges) = (&mut self.store, &mut self.gauges);
+        let actions = self.workers[at].arrive(LIMIT, request, priority, &origin, worker, now, store, gauges);
         self.carry_out(actions);
         self.pass_to(self.now);
     }
@@ -328,14 +326,9 @@ impl Fleet {
     }
 }
 
-/// Four times the usual number of cases, so that `PROPTEST_CASES` still counts.
-fn config() -> ProptestConfig {
-    let usual = ProptestConfig::default();
-    ProptestConfig { cases: usual.cases * 4, failure_persistence: None, ..usual }
-}
-
 proptest! {
-    #![proptest_config(config())]
+    // Not a fixed number of cases, so that `PROPTEST_CASES` counts.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Workers that are awake do together what one list would do: the same requests get the same end at the same time.
     #[test]
@@ -397,7 +390,7 @@ proptest! {
         granted.sort();
         for (first, from) in granted.iter().enumerate() {
             for (last, to) in granted.iter().enumerate().skip(first) {
-                let paid = u128::from(to.since(*from).get()) * u128::from(setup.rpm) * 1_000;
+                let paid = u128::from(to.since(*from).get()) * setup.rate();
                 let given = (last - first + 1) as u128 * u128::from(TOKEN);
                 prop_assert!(given <= u128::from(setup.capacity) * u128::from(TOKEN) + paid);
             }

@@ -1,12 +1,12 @@
 //! One worker: the filter's scheduler, and what became of the requests that it was given.
 
 use crate::Bug;
-use nimgate::ledger::Rules;
+use nimgate::ledger::{Origin, Rules};
 use nimgate::observe::Observer;
 use nimgate::priority::{LANES, Lane, Priority};
 use nimgate::queue::Patience;
 use nimgate::retreat::RetreatRules;
-use nimgate::scheduler::{Action, LimitSettings, Scheduler};
+use nimgate::scheduler::{Action, Scheduler};
 use nimgate::store::{MemoryStore, Store};
 use nimgate::units::{Instant, LimitId, Micros, MilliRpm, RequestId, WorkerId};
 use std::hash::{Hash, Hasher};
@@ -20,6 +20,8 @@ pub fn rules(capacity: u32) -> Rules {
         capacity,
         queue_max: 100,
         aging: None,
+        patience: Patience { low: Micros::from_secs(1_000), others: Micros::from_secs(1_000) },
+        may_fall_back: false,
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(60),
@@ -31,11 +33,6 @@ pub fn rules(capacity: u32) -> Rules {
 
 /// The time between two tokens under [`rules`].
 pub const TOKEN_EVERY: Micros = Micros::from_secs(1);
-
-fn settings(capacity: u32) -> LimitSettings {
-    let patience = Patience { low: Micros::from_secs(1_000), others: Micros::from_secs(1_000) };
-    LimitSettings { rules: rules(capacity), patience, may_fall_back: false }
-}
 
 /// A time after the start.
 pub const fn at_ms(millis: u64) -> Instant {
@@ -71,6 +68,8 @@ pub struct Worker {
     scheduler: Scheduler,
     id: WorkerId,
     limit: LimitId,
+    /// Where all requests come from: one configuration, and a host that does not tell connections.
+    origin: Origin,
     bug: Bug,
     reports: Reports,
     /// How much of what it has to do this worker has begun.
@@ -119,11 +118,12 @@ impl Worker {
     pub fn new(number: u32, capacity: u32, bug: Bug) -> Self {
         let mut scheduler = Scheduler::default();
         let mut apart = MemoryStore::default();
-        let limit = scheduler.configure(LIMIT, settings(capacity), at_ms(0), &mut apart, &mut ());
+        let limit = scheduler.configure(LIMIT, rules(capacity), at_ms(0), &mut apart, &mut ());
         Self {
             scheduler,
             id: WorkerId(number),
             limit,
+            origin: Origin { rules: rules(capacity), connection: 0 },
             bug,
             reports: Reports::default(),
             tried: 0,
@@ -141,8 +141,9 @@ impl Worker {
         self.tried += 1;
         self.arrived += 1;
         self.waiting.push(Request { id, priority, arrived: now });
+        let origin = self.origin;
         self.turn(|scheduler, limit, worker, reports| {
-            scheduler.arrive(limit, id, priority, worker, now, store, reports)
+            scheduler.arrive(limit, id, priority, &origin, worker, now, store, reports)
         })
     }
 
