@@ -286,7 +286,9 @@ impl Ledger {
         let token_at = self.token_at(1, now);
         match self.due {
             // A token that is there already has been due for a while, and only the rest of the grace is left.
-            Some(due) if due.worker != worker && self.bucket.is_ready() => self.due_since(due.worker, now).after(GRACE),
+            Some(due) if due.worker != worker && self.token_is_there(now) => {
+                self.due_since(due.worker, now).after(GRACE)
+            }
             Some(due) if due.worker != worker => token_at.max(self.due_since(due.worker, now)).after(GRACE),
             _ => token_at,
         }

@@ -14,10 +14,12 @@ use std::hash::{Hash, Hasher};
 /// The key of the ledger's limit.
 const LIMIT: &str = "l";
 
-/// The rules of all cases: a token comes each second, nobody's patience ends, and there is room for all.
+/// The rules of all cases: a token comes each second, nobody's patience ends, there is room for all, and no window
+/// is guarded besides.
 pub fn rules(capacity: u32) -> Rules {
     Rules {
         capacity,
+        window: Micros::ZERO,
         queue_max: 100,
         aging: None,
         patience: Patience { low: Micros::from_secs(1_000), others: Micros::from_secs(1_000) },
