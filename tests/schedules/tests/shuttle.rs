@@ -1,7 +1,7 @@
 //! Very many schedules of more workers, drawn at random by shuttle, and with them what the workers do: requests of any
 //! priority, clients that leave, time that passes, wake-ups that are taken up at once, later, or at the end.
 //!
-//! `NIMGATE_SCHEDULES` says how many (200,000). A failure prints the schedule; shuttle's `replay` runs it again.
+//! `NIMGATE_SCHEDULES` says how many (100,000). A failure prints the schedule; shuttle's `replay` runs it again.
 
 use nimgate::priority::Priority;
 use nimgate::units::{Micros, WorkerId};
@@ -54,7 +54,7 @@ fn work(number: u32, lock: &ShuttleLock, mail: &Mail, bug: Bug) -> Worker {
 fn many_schedules(bug: Bug) -> usize {
     let schedules = match std::env::var("NIMGATE_SCHEDULES") {
         Ok(number) => number.parse().expect("NIMGATE_SCHEDULES is a number of schedules"),
-        Err(_) => 200_000,
+        Err(_) => 100_000,
     };
     shuttle::check_random(
         move || {
