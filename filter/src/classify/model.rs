@@ -43,6 +43,7 @@ pub struct Scanner {
     nesting: Nesting,
     /// Brackets that are open beyond those that `nesting` remembers.
     excess: u32,
+    scalar: Scalar,
     escape: Escape,
     key: Key,
     /// Whether the value that comes or is being read belongs to a `model` key.
@@ -51,6 +52,8 @@ pub struct Scanner {
     models: u32,
     /// The first fault that does not end the reading, since a `model` may still follow.
     flaw: Option<Unreadable>,
+    /// Why reading stopped.
+    fault: Option<Unreadable>,
 }
 
 /// Where in the document the next byte stands.
@@ -75,15 +78,15 @@ enum At {
     InModel,
     /// In any other string that is a value.
     InString,
-    /// In a number or a word.
-    InScalar(Scalar),
+    /// In a number or a word, see `scalar`.
+    InScalar,
     /// Outside strings, deeper than the kinds of brackets are remembered.
     InDeep,
     AfterValue,
     /// Behind the top-level object.
     End,
-    /// Reading is over before the body is.
-    Stopped(Unreadable),
+    /// Reading is over before the body is, see `fault`.
+    Stopped,
 }
 
 impl Scanner {
@@ -94,26 +97,31 @@ impl Scanner {
 
     /// Takes in the next piece of the body. `on_model` gets each value of a top-level `model` as it is complete.
     pub fn feed(&mut self, piece: &[u8], on_model: &mut dyn FnMut(&str)) {
+        // Where the next byte stands is handed from hand to hand, since reading it back from memory for each byte would
+        // take longer than all else that is done with it.
+        let mut at = self.at;
         let mut rest = piece;
         while let Some((byte, tail)) = rest.split_first() {
-            rest = match self.at {
-                At::Stopped(_) => return,
-                At::InString | At::InKeyRest => self.skip_string(rest),
-                At::InScalar(scalar) => self.skip_scalar(scalar, rest),
+            (at, rest) = match at {
+                At::Stopped => break,
+                At::InString | At::InKeyRest => self.skip_string(at, rest),
+                At::InScalar => self.skip_scalar(rest),
                 At::InDeep => self.skip_deep(rest),
-                _ => {
-                    self.step(*byte, on_model);
-                    tail
-                }
+                At::Start => (self.begin(*byte), tail),
+                At::InKey => (self.in_key(*byte), tail),
+                At::InModel => (self.in_model(*byte, on_model), tail),
+                _ if is_space(*byte) => (at, tail),
+                _ => (self.step(at, *byte), tail),
             };
         }
+        self.at = at;
     }
 
     /// What the first bytes say.
     pub fn looks_like_json(&self) -> Looks {
         match self.at {
             At::Start => Looks::Undecided,
-            At::Stopped(Unreadable::NotJson | Unreadable::NotAnObject) => Looks::NotJson,
+            At::Stopped if matches!(self.fault, Some(Unreadable::NotJson | Unreadable::NotAnObject)) => Looks::NotJson,
             _ => Looks::Json,
         }
     }
@@ -125,7 +133,7 @@ impl Scanner {
     /// were reported before stay true all the same.
     pub fn finish(&mut self) -> Result<Found, Unreadable> {
         match (self.at, self.flaw) {
-            (At::Stopped(why), _) => Err(why),
+            (At::Stopped, _) => Err(self.fault.unwrap_or(Unreadable::Syntax)),
             (At::Start, _) if self.start.is_blank() => Err(Unreadable::Empty),
             (At::Start, _) => Err(Unreadable::NotJson),
             (At::End, None) => Ok(Found { models: self.models }),
@@ -134,21 +142,23 @@ impl Scanner {
         }
     }
 
-    fn step(&mut self, byte: u8, on_model: &mut dyn FnMut(&str)) {
-        match (self.at, byte) {
-            (At::Start, _) => self.begin(byte),
-            (At::InKey, _) => self.in_key(byte),
-            (At::InModel, _) => self.in_model(byte, on_model),
-            _ if is_space(byte) => {}
+    /// Takes in a byte outside strings, numbers and words that is no white space.
+    #[inline]
+    fn step(&mut self, at: At, byte: u8) -> At {
+        match (at, byte) {
             (At::FirstKey | At::Key, b'"') => self.begin_key(),
             (At::FirstKey, b'}') => self.close(Bracket::Object),
             // A zero byte here is the other half of the bracket before, in UTF-16 or UTF-32 without byte order mark.
             (At::FirstKey, 0) if self.nesting.innermost().is_none() => self.stop(Unreadable::Encoding),
-            (At::Colon, b':') => self.at = At::Value,
+            (At::Colon, b':') => At::Value,
             (At::FirstElement, b']') => self.close(Bracket::Array),
             (At::FirstElement | At::Value, _) => self.begin_value(byte),
             (At::AfterValue, b',') => {
-                self.at = if self.nesting.innermost() == Some(Bracket::Array) { At::Value } else { At::Key };
+                if self.nesting.innermost() == Some(Bracket::Array) {
+                    At::Value
+                } else {
+                    At::Key
+                }
             }
             (At::AfterValue, b'}') => self.close(Bracket::Object),
             (At::AfterValue, b']') => self.close(Bracket::Array),
@@ -157,44 +167,44 @@ impl Scanner {
         }
     }
 
-    fn begin(&mut self, byte: u8) {
-        self.at = match self.start.push(byte) {
+    fn begin(&mut self, byte: u8) -> At {
+        match self.start.push(byte) {
             Opening::Undecided => At::Start,
             Opening::Object => At::FirstKey,
-            Opening::OtherValue => At::Stopped(Unreadable::NotAnObject),
-            Opening::WideObject => At::Stopped(Unreadable::Encoding),
-            Opening::NotJson => At::Stopped(Unreadable::NotJson),
-        };
+            Opening::OtherValue => self.stop(Unreadable::NotAnObject),
+            Opening::WideObject => self.stop(Unreadable::Encoding),
+            Opening::NotJson => self.stop(Unreadable::NotJson),
+        }
     }
 
-    fn begin_key(&mut self) {
+    fn begin_key(&mut self) -> At {
         self.is_model = false;
-        self.key = Key::Prefix(0);
-        self.at = if self.nesting.innermost().is_none() { At::InKey } else { At::InKeyRest };
+        if self.nesting.innermost().is_none() {
+            self.key = Key::Prefix(0);
+            At::InKey
+        } else {
+            At::InKeyRest
+        }
     }
 
-    fn in_key(&mut self, byte: u8) {
+    fn in_key(&mut self, byte: u8) -> At {
         let unit = self.escape.read(byte);
         self.key = self.key.next(unit);
         self.is_model = self.key.is_model();
         match (unit, self.key) {
             (Unit::End, _) => self.end_key(),
-            (_, Key::Prefix(_)) => {}
-            (_, Key::Model | Key::Other) => {
-                self.at = At::InKeyRest;
-                if unit == Unit::BrokenOff {
-                    self.skip_string(&[byte]);
-                }
-            }
+            (_, Key::Prefix(_)) => At::InKey,
+            (Unit::BrokenOff, Key::Model | Key::Other) => self.skip_string(At::InKeyRest, &[byte]).0,
+            (_, Key::Model | Key::Other) => At::InKeyRest,
         }
     }
 
-    fn end_key(&mut self) {
+    fn end_key(&mut self) -> At {
         self.models = self.models.saturating_add(u32::from(self.is_model));
-        self.at = At::Colon;
+        At::Colon
     }
 
-    fn begin_value(&mut self, byte: u8) {
+    fn begin_value(&mut self, byte: u8) -> At {
         if self.is_model && byte != b'"' {
             self.is_model = false;
             self.flaw.get_or_insert(Unreadable::ModelNotString);
@@ -202,19 +212,24 @@ impl Scanner {
         match byte {
             b'"' if self.is_model => {
                 self.value.begin();
-                self.at = At::InModel;
+                At::InModel
             }
-            b'"' => self.at = At::InString,
+            b'"' => At::InString,
             b'{' => self.open(Bracket::Object, At::FirstKey),
             b'[' => self.open(Bracket::Array, At::FirstElement),
-            _ => self.at = Scalar::begin(byte).map_or(At::Stopped(Unreadable::Syntax), At::InScalar),
+            _ => match Scalar::begin(byte) {
+                Some(scalar) => {
+                    self.scalar = scalar;
+                    At::InScalar
+                }
+                None => self.stop(Unreadable::Syntax),
+            },
         }
     }
 
-    fn in_model(&mut self, byte: u8, on_model: &mut dyn FnMut(&str)) {
+    fn in_model(&mut self, byte: u8, on_model: &mut dyn FnMut(&str)) -> At {
         let unit = self.escape.read(byte);
         if unit == Unit::End {
-            self.at = At::AfterValue;
             self.is_model = false;
             match self.value.end() {
                 Ok(model) => on_model(model),
@@ -222,123 +237,126 @@ impl Scanner {
                     self.flaw.get_or_insert(flaw);
                 }
             }
-        } else if let Err(flaw) = self.value.push(unit) {
-            self.flaw.get_or_insert(flaw);
-            self.is_model = false;
-            self.at = At::InString;
-            if unit == Unit::BrokenOff {
-                self.skip_string(&[byte]);
-            }
+            return At::AfterValue;
         }
+        let Err(flaw) = self.value.push(unit) else { return At::InModel };
+        self.flaw.get_or_insert(flaw);
+        self.is_model = false;
+        if unit == Unit::BrokenOff { self.skip_string(At::InString, &[byte]).0 } else { At::InString }
     }
 
-    fn open(&mut self, bracket: Bracket, inside: At) {
+    fn open(&mut self, bracket: Bracket, inside: At) -> At {
         if self.nesting.open(bracket) {
-            self.at = inside;
+            inside
         } else {
             self.flaw.get_or_insert(Unreadable::TooDeep);
             self.excess = 1;
-            self.at = At::InDeep;
+            At::InDeep
         }
     }
 
-    fn close(&mut self, bracket: Bracket) {
+    fn close(&mut self, bracket: Bracket) -> At {
         match (self.nesting.innermost(), bracket) {
-            (None, Bracket::Object) => self.at = At::End,
+            (None, Bracket::Object) => At::End,
             (Some(innermost), _) if innermost == bracket => {
                 self.nesting.close();
-                self.at = At::AfterValue;
+                At::AfterValue
             }
             _ => self.stop(Unreadable::Syntax),
         }
     }
 
     /// Goes to the end of a string whose content does not matter any more, and returns what is behind it.
-    fn skip_string<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+    fn skip_string<'a>(&mut self, at: At, piece: &'a [u8]) -> (At, &'a [u8]) {
         let mut rest = piece;
         loop {
             if self.escape != Escape::None {
                 // One byte belongs to the backslash; the digits of `\u` are ordinary characters here.
-                let Some((_, tail)) = rest.split_first() else { return rest };
+                let Some((_, tail)) = rest.split_first() else { return (at, rest) };
                 self.escape = Escape::None;
                 rest = tail;
             }
-            let behind = memchr2(b'"', b'\\', rest).and_then(|found| rest.get(found..)).and_then(<[u8]>::split_first);
-            match behind {
-                None => return &[],
-                Some((b'\\', tail)) => {
-                    self.escape = Escape::Begun;
-                    rest = tail;
-                }
-                Some((_, tail)) => {
-                    match self.at {
-                        At::InKeyRest => self.end_key(),
-                        _ if self.excess > 0 => self.at = At::InDeep,
-                        _ => self.at = At::AfterValue,
+            match next_mark(rest).and_then(|found| rest.get(found..)).and_then(<[u8]>::split_first) {
+                None => return (at, &[]),
+                Some((b'\\', tail)) => match tail.split_first() {
+                    Some((_, tail)) => rest = tail,
+                    None => {
+                        self.escape = Escape::Begun;
+                        return (at, tail);
                     }
-                    return tail;
+                },
+                Some((_, tail)) => {
+                    let next = match at {
+                        At::InKeyRest => self.end_key(),
+                        _ if self.excess > 0 => At::InDeep,
+                        _ => At::AfterValue,
+                    };
+                    return (next, tail);
                 }
             }
         }
     }
 
     /// Goes to the end of a number or a word, and returns what is behind it.
-    fn skip_scalar<'a>(&mut self, scalar: Scalar, piece: &'a [u8]) -> &'a [u8] {
-        let mut scalar = scalar;
+    fn skip_scalar<'a>(&mut self, piece: &'a [u8]) -> (At, &'a [u8]) {
+        let mut scalar = self.scalar;
         let mut rest = piece;
         while let Some((byte, tail)) = rest.split_first() {
             match scalar.next(*byte) {
                 Some(next) => scalar = next,
-                None => {
-                    self.at = if scalar.is_whole() { At::AfterValue } else { At::Stopped(Unreadable::Syntax) };
-                    return rest;
-                }
+                None if scalar.is_whole() => return (At::AfterValue, rest),
+                None => return (self.stop(Unreadable::Syntax), rest),
             }
             rest = tail;
         }
-        self.at = At::InScalar(scalar);
-        rest
+        self.scalar = scalar;
+        (At::InScalar, rest)
     }
 
     /// Goes on to the next string or out of the depths, and returns what is behind that.
-    fn skip_deep<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+    fn skip_deep<'a>(&mut self, piece: &'a [u8]) -> (At, &'a [u8]) {
         let mut rest = piece;
         while let Some((byte, tail)) = rest.split_first() {
             rest = tail;
             match byte {
-                b'"' => {
-                    self.at = At::InString;
-                    return rest;
-                }
+                b'"' => return (At::InString, rest),
                 b'{' | b'[' => match self.excess.checked_add(1) {
                     Some(excess) => self.excess = excess,
-                    None => {
-                        self.stop(Unreadable::TooDeep);
-                        return &[];
-                    }
+                    None => return (self.stop(Unreadable::TooDeep), rest),
                 },
                 b'}' | b']' => {
                     self.excess = self.excess.saturating_sub(1);
                     if self.excess == 0 {
-                        self.at = At::AfterValue;
-                        return rest;
+                        return (At::AfterValue, rest);
                     }
                 }
                 b',' | b':' => {}
                 _ if is_space(*byte) || scalar::may_contain(*byte) => {}
-                _ => {
-                    self.stop(Unreadable::Syntax);
-                    return &[];
-                }
+                _ => return (self.stop(Unreadable::Syntax), rest),
             }
         }
-        &[]
+        (At::InDeep, rest)
     }
 
-    fn stop(&mut self, why: Unreadable) {
-        self.at = At::Stopped(why);
+    #[cold]
+    fn stop(&mut self, why: Unreadable) -> At {
+        self.fault = Some(why);
+        At::Stopped
     }
 }
+
+/// Where the next quotation mark or backslash is.
+///
+/// In most strings it is near: names, short values, and text with its line ends escaped. There a plain loop is done
+/// before a vectorised search has begun.
+fn next_mark(bytes: &[u8]) -> Option<usize> {
+    let is_mark = |byte: &u8| matches!(byte, b'"' | b'\\');
+    let (near, far) = bytes.split_at_checked(NEAR).unwrap_or((bytes, &[]));
+    near.iter().position(is_mark).or_else(|| Some(memchr2(b'"', b'\\', far)?.saturating_add(NEAR)))
+}
+
+/// How far the plain loop goes.
+const NEAR: usize = 16;
 
 #[cfg(test)]
 mod tests;

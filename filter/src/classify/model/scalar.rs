@@ -4,9 +4,10 @@
 //! is for the upstream to report, and every parser ends a number at the same place or refuses it.
 
 /// How far a number or a word is read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Scalar {
     /// Behind a minus sign.
+    #[default]
     Minus,
     Number,
     /// In a word, of which this must still come.
