@@ -133,9 +133,9 @@ def test_upstream_killed_with_requests_waiting(gate: Gate):
 def test_http2_connection_closed_with_many_streams_waiting(gate: Gate):
     gate.empty_bucket("many")
     with Http2(gate.envoy.ports.data) as connection:
-        for _ in range(50):
+        for _ in range(100):
             connection.start(encode(chat("many/h2")))
-        gate.wait_for_queue("many", 50)
+        gate.wait_for_queue("many", 100)
     gate.wait_for_queue("many", 0)
     assert gate.fake.requests("many/h2") == []
 
@@ -143,8 +143,8 @@ def test_http2_connection_closed_with_many_streams_waiting(gate: Gate):
 def test_http2_streams_reset_while_waiting(gate: Gate):
     gate.empty_bucket("rapid")
     with Http2(gate.envoy.ports.data) as connection:
-        streams = [connection.start(encode(chat("rapid/h2"))) for _ in range(40)]
-        gate.wait_for_queue("rapid", 40)
+        streams = [connection.start(encode(chat("rapid/h2"))) for _ in range(100)]
+        gate.wait_for_queue("rapid", 100)
         for stream in streams[:-1]:
             connection.reset(stream)
         gate.wait_for_queue("rapid", 1)

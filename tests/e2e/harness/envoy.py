@@ -74,7 +74,7 @@ class Envoy:
         self._directory.cleanup()
 
     def _spawn(self) -> None:
-        self.ports = Ports(*_free_ports(3), fake=self._fake_port)
+        self.ports = Ports(*free_ports(3), fake=self._fake_port)
         self._write("envoy.yaml", shipped.bootstrap(self.directory, self.ports, self.options))
         self._write("clusters.yaml", shipped.clusters(self.ports, self.options))
         self._write("listeners.yaml", shipped.listeners(self.ports, self.options))
@@ -213,6 +213,11 @@ class Envoy:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def cpu_nanoseconds(self) -> int:
+        """The same to the nanosecond, as the scheduler counts it."""
+        tasks = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks)
+
     # Log.
 
     def log(self) -> str:
@@ -240,7 +245,7 @@ def split_stat(stat: str) -> tuple[str, dict[str, str]]:
     return name, labels
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Distinct ports that nobody listens on now."""
     found: list[int] = []
     seed = random.Random(time.monotonic_ns() ^ os.getpid())
