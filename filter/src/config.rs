@@ -3,6 +3,8 @@
 //! [`Config::parse`] reads the plugin configuration (JSON; empty means all defaults) through the strict mirror in
 //! [`raw`], and refuses what is unknown, of the wrong type or impossible with one sentence that names the path.
 
+pub mod change;
+pub mod console;
 pub mod glob;
 mod raw;
 
@@ -11,6 +13,7 @@ use crate::priority::Priority;
 use crate::queue::Patience;
 use crate::retreat::RetreatRules;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
+use console::ConsoleConfig;
 use core::fmt;
 use glob::Glob;
 
@@ -115,8 +118,10 @@ pub struct PriorityConfig {
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// In the order in which they are checked; never empty.
+    /// In the order in which they are checked; never empty, but where the console is.
     pub limits: Vec<LimitConfig>,
+    /// The console, which has its listener to itself.
+    pub console: Option<ConsoleConfig>,
     /// Who may ask for which priority.
     pub priority: PriorityConfig,
     /// What happens to unreadable bodies.
@@ -132,11 +137,20 @@ impl Config {
     /// [`ConfigError`] with the first thing found wrong.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let raw = raw::parse(json)?;
-        let limits = match raw.limits {
-            Some(limits) => limits,
-            None => vec![raw::Limit::named("nvidia")],
+        let console = raw.console.map(console::check).transpose()?;
+        let limits = match (raw.limits, &console) {
+            (Some(_), Some(_)) => {
+                return Err(wrong(
+                    "console",
+                    "can't be given together with limits: the console answers every request of its listener, so it \
+                     needs one of its own",
+                ));
+            }
+            (Some(limits), None) => limits,
+            (None, None) => vec![raw::Limit::named("nvidia")],
+            (None, Some(_)) => Vec::new(),
         };
-        if limits.is_empty() {
+        if limits.is_empty() && console.is_none() {
             return Err(wrong("limits", "must hold at least one limit; leave it out for the default one"));
         }
         let mut checked: Vec<LimitConfig> = Vec::with_capacity(limits.len());
@@ -153,6 +167,7 @@ impl Config {
         }
         Ok(Self {
             limits: checked,
+            console,
             priority: check_priority(raw.priority.unwrap_or_default())?,
             on_unclassifiable: match raw.on_unclassifiable {
                 None | Some(raw::OnUnclassifiable::Meter) => OnUnclassifiable::Meter,
@@ -242,21 +257,25 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
 }
 
 fn check_key(inline: Option<String>, env: Option<String>, path: &str) -> Result<KeySource, ConfigError> {
+    check_secret(inline, env, path, "upstream_api_key")
+}
+
+/// Where a secret comes from: the field called `name`, or the variable that `name` with `_env` behind it names.
+fn check_secret(inline: Option<String>, env: Option<String>, path: &str, name: &str) -> Result<KeySource, ConfigError> {
     match (inline, env) {
-        (Some(_), Some(_)) => Err(wrong(
-            &format!("{path}.upstream_api_key_env"),
-            "can't be given together with upstream_api_key; choose one",
-        )),
-        (Some(key), None) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            Err(wrong(&format!("{path}.upstream_api_key"), "must be a key of visible ASCII characters without spaces"))
+        (Some(_), Some(_)) => {
+            Err(wrong(&format!("{path}.{name}_env"), &format!("can't be given together with {name}; choose one")))
         }
-        // Not quoted, and not taken if it looks like no name: to put the key itself here is an easy slip.
-        (None, Some(name)) if !is_variable_name(&name) => Err(wrong(
-            &format!("{path}.upstream_api_key_env"),
-            "must be the name of an environment variable (letters, digits and `_`), not the key itself",
+        (Some(key), None) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err(wrong(&format!("{path}.{name}"), "must be of visible ASCII characters without spaces"))
+        }
+        // Not quoted, and not taken if it looks like no name: to put the secret itself here is an easy slip.
+        (None, Some(variable)) if !is_variable_name(&variable) => Err(wrong(
+            &format!("{path}.{name}_env"),
+            "must be the name of an environment variable (letters, digits and `_`), not the value itself",
         )),
         (Some(key), None) => Ok(KeySource::Inline(key)),
-        (None, Some(name)) => Ok(KeySource::Env(name)),
+        (None, Some(variable)) => Ok(KeySource::Env(variable)),
         (None, None) => Ok(KeySource::Client),
     }
 }

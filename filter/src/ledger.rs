@@ -14,7 +14,7 @@ mod codec;
 pub mod in_force;
 
 use crate::bucket::{Bucket, Flow};
-use crate::priority::{LANES, Lane};
+use crate::priority::{LANES, Lane, Priority};
 use crate::queue::{LaneHead, Patience, Queue};
 use crate::retreat::{Answer, Retreat, RetreatRules, Transition};
 use crate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
@@ -72,7 +72,17 @@ pub struct Ledger {
     owed: u32,
     retreat: Retreat,
     due: Option<Due>,
+    served: [Served; Priority::ALL.len()],
     board: Board,
+}
+
+/// Tokens that have been granted to requests of one level, and how long those waited for them, all together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Served {
+    /// How many requests got their token.
+    pub count: u64,
+    /// The sum of their times in the queue.
+    pub waited: Micros,
 }
 
 /// A request that has just arrived and stands at the end of its lane in the worker's queue.
@@ -127,13 +137,34 @@ impl Ledger {
             owed: 0,
             retreat: Retreat::new(rules.retreat),
             due: None,
+            served: Default::default(),
             board: Board::default(),
         }
+    }
+
+    /// The key under which the ledger of a limit lies in the store.
+    pub fn key(limit: &str) -> String {
+        format!("nimgate/{VERSION}/ledger/{limit}")
     }
 
     /// The rules in force.
     pub fn rules(&self) -> &Rules {
         &self.in_force.rules
+    }
+
+    /// The rules of the configuration, which an operator may have laid others over.
+    pub fn configured(&self) -> &Rules {
+        self.in_force.configured()
+    }
+
+    /// How many times rules have been put in force.
+    pub fn epoch(&self) -> u32 {
+        self.in_force.epoch()
+    }
+
+    /// What has been granted so far, by level.
+    pub fn served(&self) -> &[Served; Priority::ALL.len()] {
+        &self.served
     }
 
     /// What waits at the workers.
@@ -151,11 +182,21 @@ impl Ledger {
         &self.bucket
     }
 
-    /// Puts new rules in force. The bucket keeps its level, as far as it fits, and the retreat its state.
+    /// Puts the rules of a configuration in force. The bucket keeps its level, as far as it fits, and the retreat its
+    /// state.
     pub fn adopt(&mut self, rules: Rules, now: Instant) -> Option<Transition> {
+        self.replace_rules(now, |in_force| in_force.adopt(rules))
+    }
+
+    /// Lays other rules over those of the configuration, in the same way.
+    pub fn steer(&mut self, rules: Rules, now: Instant) -> Option<Transition> {
+        self.replace_rules(now, |in_force| in_force.steer(rules))
+    }
+
+    fn replace_rules(&mut self, now: Instant, replace: impl FnOnce(&mut InForce)) -> Option<Transition> {
         self.bucket.refill(self.flow(), now);
-        self.in_force.adopt(rules);
-        let transition = self.retreat.advance(rules.retreat, now);
+        replace(&mut self.in_force);
+        let transition = self.retreat.advance(self.in_force.rules.retreat, now);
         self.bucket.refill(self.flow(), now);
         self.guard.advance(self.rules().window_rules(), now);
         transition
@@ -226,6 +267,9 @@ impl Ledger {
             granted = granted.saturating_add(1);
             changed = true;
             let served = mine.advance();
+            if let Some(served) = served {
+                self.count_served(served.lane.priority(), now.since(served.arrived));
+            }
             arrival_granted |= served.map(|w| w.request) == arrival.map(|a| a.request);
         }
         let mut lanes = mine.heads();
@@ -239,6 +283,13 @@ impl Ledger {
         let nobody = lanes.iter().all(|head| head.count == 0);
         let look_again_at = (!nobody).then(|| self.look_again_at(worker, now));
         (Turn { granted, place, wake, look_again_at }, changed)
+    }
+
+    fn count_served(&mut self, priority: Priority, waited: Micros) {
+        if let Some(served) = self.served.get_mut(priority as usize) {
+            served.count = served.count.saturating_add(1);
+            served.waited = served.waited.plus(waited);
+        }
     }
 
     /// Finds a place for an arrival that got no token, and takes it out of the lanes to publish if there is none.
@@ -353,6 +404,8 @@ pub struct Snapshot {
     pub throttled_permille: u32,
     /// How many wait in each lane, over all workers.
     pub waiting: [u32; LANES],
+    /// How many times rules have been put in force.
+    pub epoch: u32,
 }
 
 impl Ledger {
@@ -372,6 +425,7 @@ impl Ledger {
             retreat: self.retreat,
             throttled_permille: self.retreat.throttled_permille(now),
             waiting: self.board.totals(),
+            epoch: self.epoch(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! | [`units`] | time, rates and identities as types of their own |
 //! | [`priority`] | the four levels, and the lanes in which requests wait |
 //! | [`config`] | the configuration, valid by construction |
+//! | [`console`] | what operators see, and how they steer |
 //! | [`classify`] | from headers and body to a verdict; the scanner for `model` |
 //! | [`bucket`] | the token bucket, in integers |
 //! | [`window_guard`] | no more grants in any window than the quota |
@@ -44,6 +45,7 @@ pub mod attempts;
 pub mod bucket;
 pub mod classify;
 pub mod config;
+pub mod console;
 pub mod ledger;
 pub mod messages;
 pub mod observe;

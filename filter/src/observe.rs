@@ -40,9 +40,14 @@ pub trait Observer {
         let _ = (limit, transition);
     }
 
+    /// The rules of a new configuration were put in force.
+    fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot) {
+        let _ = (limit, snapshot);
+    }
+
     /// The rules of a configuration that had been replaced are in force again, since requests arrive under it.
-    fn rules_adopted(&mut self, limit: LimitId) {
-        let _ = limit;
+    fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot) {
+        let _ = (limit, snapshot);
     }
 
     /// A decision was put off because other workers were quicker each time, or the host refused the store.

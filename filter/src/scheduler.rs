@@ -4,7 +4,7 @@
 //! and the store come in with each call. Every decision is made inside [`Store::measure_and_replace`] and only then
 //! carried out on the queue, so a lost race leaves no trace here.
 
-use crate::ledger::{Arrival, Ledger, Origin, Place, Rules, Snapshot, Turn, VERSION};
+use crate::ledger::{Arrival, Ledger, Origin, Place, Rules, Snapshot, Turn};
 use crate::observe::Observer;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane, Priority};
@@ -79,13 +79,17 @@ impl Scheduler {
             limit.look_again_at = (!limit.queue.is_empty()).then_some(now);
             // The workers get the configuration one after the other, and look again by themselves.
             let adopted = limit.transact(id, now, store, observer, |ledger, fresh, now| {
-                let changed = *ledger.rules() != rules;
+                let changed = *ledger.configured() != rules;
                 let transition = if changed { ledger.adopt(rules, now) } else { None };
-                ((), changed || fresh, transition)
+                (changed || fresh, changed || fresh, transition)
             });
-            if adopted.is_err() {
-                limit.rules = rules;
-                observer.store_failed(id);
+            match adopted {
+                Ok((true, snapshot)) => observer.rules_configured(id, &snapshot),
+                Ok((false, _)) => {}
+                Err(_) => {
+                    limit.rules = rules;
+                    observer.store_failed(id);
+                }
             }
         }
         id
@@ -219,7 +223,7 @@ impl Limit {
     fn new(name: &str, rules: Rules) -> Self {
         Self {
             name: name.to_owned(),
-            key: format!("nimgate/{VERSION}/ledger/{name}"),
+            key: Ledger::key(name),
             rules,
             queue: Queue::default(),
             look_again_at: None,
@@ -266,7 +270,7 @@ impl Limit {
         match decided {
             Ok(((turn, estimates, adopted, now), snapshot, stirred)) => {
                 if adopted {
-                    observer.rules_adopted(id);
+                    observer.rules_adopted(id, &snapshot);
                 }
                 let refuse = |request, lane: Lane, arrived, outcome| {
                     let at = estimates.get(lane.index()).copied().unwrap_or(now);

@@ -4,6 +4,7 @@
 //! a rate or a status means is decided in the core. One [`worker::Worker`] per VM holds the scheduler; root contexts
 //! (one per plugin configuration) and streams refer to it.
 
+mod console;
 mod headers;
 mod host;
 mod http;

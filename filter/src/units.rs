@@ -77,6 +77,11 @@ impl Micros {
         self.0.div_ceil(1_000_000)
     }
 
+    /// The span in seconds, to the microsecond.
+    pub fn as_secs_f64(self) -> f64 {
+        self.0 as f64 / 1e6
+    }
+
     /// The sum of both spans.
     pub const fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))

@@ -13,7 +13,7 @@ pub struct Config {
     pub limits: Option<Vec<Limit>>,
     pub priority: Option<PriorityFields>,
     pub on_unclassifiable: Option<OnUnclassifiable>,
-    pub console: Option<IgnoredAny>,
+    pub console: Option<ConsoleFields>,
     pub log_level: Option<LogLevel>,
 }
 
@@ -61,7 +61,25 @@ pub struct PriorityFields {
     pub ceiling: Option<String>,
 }
 
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleFields {
+    pub admin_token: Option<Secret>,
+    pub admin_token_env: Option<String>,
+    pub hosts: Option<Vec<String>>,
+    pub upstream: Option<UpstreamFields>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamFields {
+    pub cluster: Option<String>,
+    pub host: Option<String>,
+    pub path: Option<String>,
+    pub timeout_s: Option<Number>,
+}
+
+#[derive(serde::Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum QueueFullPolicy {
     Reject,
@@ -171,23 +189,26 @@ pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
     if json.iter().all(u8::is_ascii_whitespace) {
         return Ok(Config::default());
     }
+    let config: Config = document(json)?;
+    refuse_future(&config)?;
+    Ok(config)
+}
+
+/// Reads one JSON document with nothing behind it.
+pub fn document<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ConfigError> {
     let mut document = serde_json::Deserializer::from_slice(json);
-    let config: Config = serde_path_to_error::deserialize(&mut document).map_err(|error| {
+    let value = serde_path_to_error::deserialize(&mut document).map_err(|error| {
         let path = error.path().to_string();
         ConfigError { path: if path == "." { String::new() } else { path }, problem: error.inner().to_string() }
     })?;
     document.end().map_err(|error| super::wrong("", &error.to_string()))?;
-    refuse_future(&config)?;
-    Ok(config)
+    Ok(value)
 }
 
 fn refuse_future(config: &Config) -> Result<(), ConfigError> {
     let not_yet = |path: &str, what: &str| {
         Err(super::wrong(path, &format!("{what} does not exist in this version of nimgate; remove the field")))
     };
-    if config.console.is_some() {
-        return not_yet("console", "the console");
-    }
     for (at, limit) in config.limits.iter().flatten().enumerate() {
         if limit.mode.is_some() {
             return not_yet(&format!("limits[{at}].mode"), "the shadow mode");

@@ -77,12 +77,25 @@ fn each_refusal_names_the_path() {
         (r#"{"limits": [{"name": "n", "aging_s": -1}]}"#, "limits[0].aging_s: must be at least 0.001"),
         (r#"{"limits": [{"name": "n", "rate_rpm": 1, "window_s": 30}]}"#, "limits[0].window_s: must be long enough"),
         (r#"{"limits": [{"name": "n", "mode": "shadow"}]}"#, "limits[0].mode: the shadow mode does not exist"),
-        (r#"{"console": {}}"#, "console: the console does not exist"),
+        (r#"{"console": {}, "limits": []}"#, "console: can't be given together with limits"),
+        (r#"{"console": {"port": 1}}"#, "console.port: unknown field"),
+        (r#"{"console": {"admin_token": "short"}}"#, "console.admin_token: must have at least 16 characters"),
+        (
+            r#"{"console": {"admin_token": "x", "admin_token_env": "X"}}"#,
+            "console.admin_token_env: can't be given together",
+        ),
+        (r#"{"console": {"upstream": {"path": "v1"}}}"#, "console.upstream.path: must begin with a slash"),
+        (r#"{"console": {"upstream": {"host": "a\r\nb: c"}}}"#, "console.upstream.host: must be 1 to 256 visible"),
+        (r#"{"console": {"upstream": {"timeout_s": 0}}}"#, "console.upstream.timeout_s: must be at least"),
+        (r#"{"console": {"upstream": {"timeout_s": 61}}}"#, "console.upstream.timeout_s: must be at most 60"),
         (
             r#"{"limits": [{"name": "n", "upstream_api_key": "a", "upstream_api_key_env": "B"}]}"#,
             "limits[0].upstream_api_key_env: can't be given together",
         ),
-        (r#"{"limits": [{"name": "n", "upstream_api_key": "a\r\nb"}]}"#, "limits[0].upstream_api_key: must be a key"),
+        (
+            r#"{"limits": [{"name": "n", "upstream_api_key": "a\r\nb"}]}"#,
+            "limits[0].upstream_api_key: must be of visible",
+        ),
         (
             r#"{"limits": [{"name": "n", "rate_rpm": 5, "retreat": {"floor_rpm": 6}}]}"#,
             "limits[0].retreat.floor_rpm: must not be above rate_rpm (5), got 6",
@@ -110,4 +123,22 @@ fn a_key_never_appears_in_a_refusal() {
     let error = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key_env": "nvapi-secret"}]}"#).unwrap_err();
     assert_eq!(error.path, "limits[0].upstream_api_key_env");
     assert!(!error.to_string().contains("secret"));
+}
+
+#[test]
+fn a_console_has_its_listener_to_itself() {
+    let config = Config::parse(
+        br#"{"console": {"admin_token": "0123456789abcdef", "hosts": ["*.example"],
+            "upstream": {"cluster": "c", "path": "/up", "timeout_s": 0.5}}}"#,
+    )
+    .unwrap();
+    assert!(config.limits.is_empty());
+    let console = config.console.unwrap();
+    assert!(console.hosts[0].matches(b"a.example"));
+    assert_eq!((console.upstream.cluster.as_str(), console.upstream.host.as_str()), ("c", "c"));
+    assert_eq!(console.upstream.timeout, Micros::from_millis(500));
+    assert!(!format!("{console:?}").contains("0123456789abcdef"), "a token is never shown");
+    let console = Config::parse(br#"{"console": {}}"#).unwrap().console.unwrap();
+    assert_eq!((console.admin_token, console.upstream.path.as_str()), (KeySource::Client, "/v1/models"));
+    assert!(Config::parse(b"{}").unwrap().console.is_none(), "off unless asked for");
 }

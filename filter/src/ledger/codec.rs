@@ -5,9 +5,9 @@
 
 use super::board::{Board, Slot, WORKERS_MAX};
 use super::in_force::{Contender, InForce};
-use super::{Due, Ledger, Rules};
+use super::{Due, Ledger, Rules, Served};
 use crate::bucket::Bucket;
-use crate::priority::LANES;
+use crate::priority::{LANES, Priority};
 use crate::queue::{LaneHead, Patience};
 use crate::retreat::{CELLS, Phase, Retreat, RetreatRules, Window};
 use crate::units::{Instant, Micros, MilliRpm, RATE_RPM_MAX, WorkerId};
@@ -23,18 +23,9 @@ impl Ledger {
         let mut out =
             Writer(Vec::with_capacity(FIXED_BYTES.saturating_add(self.board.slots().len().saturating_mul(SLOT_BYTES))));
         out.u32(VERSION);
-        let rules = self.rules();
-        out.u32(rules.retreat.base.get());
-        out.u32(rules.capacity);
-        out.u32(rules.queue_max);
-        out.u64(rules.aging.map_or(0, Micros::get));
-        out.u32(u32::from(rules.retreat.enabled));
-        out.u32(rules.retreat.floor.get());
-        out.u64(rules.retreat.retry_after_max.get());
-        out.u64(rules.window.get());
-        out.u64(rules.patience.low.get());
-        out.u64(rules.patience.others.get());
-        out.u32(u32::from(rules.may_fall_back));
+        out.rules(self.rules());
+        out.rules(self.configured());
+        out.u32(self.epoch());
         let (newest, contender) = self.in_force.parts();
         out.u64(newest);
         out.u64(contender.map_or(0, |contender| contender.connection));
@@ -59,6 +50,10 @@ impl Ledger {
             out.u32(answers);
             out.u32(refused);
         }
+        for served in self.served {
+            out.u64(served.count);
+            out.u64(served.waited.get());
+        }
         out.u32(u32::from(self.due.is_some()));
         out.u32(self.due.map_or(0, |due| due.worker.0));
         out.instant(self.due.map(|due| due.since).unwrap_or_default());
@@ -81,24 +76,17 @@ impl Ledger {
         if from.u32()? != VERSION {
             return None;
         }
-        let base = from.rate()?;
-        let capacity = from.u32()?;
-        let queue_max = from.u32()?;
-        let aging = from.u64()?;
-        let enabled = from.flag()?;
-        let floor = from.rate()?;
-        let rules = Rules {
-            capacity,
-            queue_max,
-            aging: (aging > 0).then(|| Micros::new(aging)),
-            retreat: RetreatRules { enabled, base, floor, retry_after_max: Micros::new(from.u64()?) },
-            window: Micros::new(from.u64()?),
-            patience: Patience { low: Micros::new(from.u64()?), others: Micros::new(from.u64()?) },
-            may_fall_back: from.flag()?,
-        };
+        let (rules, configured) = (from.rules()?, from.rules()?);
+        let epoch = from.u32()?;
         let newest = from.u64()?;
         let contender = Contender { connection: from.u64()?, since: from.instant()? };
-        let in_force = InForce::from_parts(rules, newest, Some(contender).filter(|contender| contender.connection > 0));
+        let in_force = InForce::from_parts(
+            rules,
+            configured,
+            epoch,
+            newest,
+            Some(contender).filter(|contender| contender.connection > 0),
+        );
         let bucket = Bucket::from_parts(from.u64()?, from.instant()?, from.instant()?);
         let guard = {
             let (window, newest) = (Micros::new(from.u64()?), from.u64()?);
@@ -124,6 +112,10 @@ impl Ledger {
                 Window { newest, cells }
             },
         };
+        let mut served = [Served::default(); Priority::ALL.len()];
+        for served in &mut served {
+            *served = Served { count: from.u64()?, waited: Micros::new(from.u64()?) };
+        }
         let due = Some(Due {
             worker: WorkerId({
                 let known = from.flag()?;
@@ -152,7 +144,7 @@ impl Ledger {
                 },
             });
         }
-        (capacity > 0).then_some(Self { in_force, bucket, guard, owed, retreat, due, board: Board::from_slots(board) })
+        Some(Self { in_force, bucket, guard, owed, retreat, due, served, board: Board::from_slots(board) })
     }
 }
 
@@ -169,6 +161,20 @@ impl Writer {
 
     fn instant(&mut self, value: Instant) {
         self.u64(value.as_micros());
+    }
+
+    fn rules(&mut self, rules: &Rules) {
+        self.u32(rules.retreat.base.get());
+        self.u32(rules.capacity);
+        self.u32(rules.queue_max);
+        self.u64(rules.aging.map_or(0, Micros::get));
+        self.u32(u32::from(rules.retreat.enabled));
+        self.u32(rules.retreat.floor.get());
+        self.u64(rules.retreat.retry_after_max.get());
+        self.u64(rules.window.get());
+        self.u64(rules.patience.low.get());
+        self.u64(rules.patience.others.get());
+        self.u32(u32::from(rules.may_fall_back));
     }
 }
 
@@ -199,6 +205,25 @@ impl Reader<'_> {
         }
     }
 
+    fn rules(&mut self) -> Option<Rules> {
+        let base = self.rate()?;
+        let capacity = self.u32()?;
+        let queue_max = self.u32()?;
+        let aging = self.u64()?;
+        let enabled = self.flag()?;
+        let floor = self.rate()?;
+        let rules = Rules {
+            capacity,
+            queue_max,
+            aging: (aging > 0).then(|| Micros::new(aging)),
+            retreat: RetreatRules { enabled, base, floor, retry_after_max: Micros::new(self.u64()?) },
+            window: Micros::new(self.u64()?),
+            patience: Patience { low: Micros::new(self.u64()?), others: Micros::new(self.u64()?) },
+            may_fall_back: self.flag()?,
+        };
+        (capacity > 0).then_some(rules)
+    }
+
     fn rate(&mut self) -> Option<MilliRpm> {
         self.u32().map(MilliRpm::new).filter(|rate| (1..=MilliRpm::from_rpm(RATE_RPM_MAX).get()).contains(&rate.get()))
     }
@@ -209,4 +234,7 @@ const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
 
 /// Bytes before the slots.
 const FIXED_BYTES: usize =
-    4 + 12 + 8 + 8 + 8 + 20 + 24 + 8 + 16 + KEPT * 4 + 4 + 24 + 8 + 24 + 8 + CELLS * 8 + 8 + 8 + 4;
+    4 + 2 * RULES_BYTES + 4 + 24 + 24 + 16 + KEPT * 4 + 4 + 8 + 24 + 8 + CELLS * 8 + 16 * Priority::ALL.len() + 16 + 4;
+
+/// Bytes of a set of rules.
+const RULES_BYTES: usize = 12 + 8 + 8 + 8 + 8 + 16 + 4;

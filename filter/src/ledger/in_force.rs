@@ -7,6 +7,9 @@
 //! replaced gets no new ones. If one does get new ones, and the one in force gets none for [`CONTEST`], it is in use
 //! again.
 //!
+//! An operator may lay other rules over the configured ones while Envoy runs (the console's `POST /config`). These are in
+//! force until the configuration's own rules change; a configuration that says what it said before is no change.
+//!
 //! One new connection alone proves little: it may be old, and have brought nothing yet that had to be metered; and while
 //! Envoy moves its workers to a new configuration, one of them may accept a connection under the old one later than
 //! another does under the new. It is believed only after [`CONTEST_ALONE`].
@@ -37,6 +40,8 @@ pub struct Contender {
 pub struct InForce {
     /// The rules.
     pub rules: Rules,
+    configured: Rules,
+    epoch: u32,
     newest: u64,
     contender: Option<Contender>,
 }
@@ -55,12 +60,23 @@ pub enum Claim {
 impl InForce {
     /// These rules, and no contender.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, newest: 0, contender: None }
+        Self { rules, configured: rules, epoch: 1, newest: 0, contender: None }
     }
 
-    /// All there is, for the record: the rules, the newest connection's number, the contender.
-    pub fn from_parts(rules: Rules, newest: u64, contender: Option<Contender>) -> Self {
-        Self { rules, newest, contender }
+    /// All there is, for the record: the rules, those of the configuration, the epoch, the newest connection's number,
+    /// the contender.
+    pub fn from_parts(rules: Rules, configured: Rules, epoch: u32, newest: u64, contender: Option<Contender>) -> Self {
+        Self { rules, configured, epoch, newest, contender }
+    }
+
+    /// The rules of the configuration, which are in force unless an operator laid others over them.
+    pub fn configured(&self) -> &Rules {
+        &self.configured
+    }
+
+    /// How many times rules have been put in force, from 1.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     /// The newest connection's number and the contender.
@@ -68,10 +84,17 @@ impl InForce {
         (self.newest, self.contender)
     }
 
-    /// Puts other rules in force.
+    /// Puts the rules of a configuration in force, whatever was laid over those before.
     pub fn adopt(&mut self, rules: Rules) {
-        self.rules = rules;
+        self.configured = rules;
         self.contender = None;
+        self.steer(rules);
+    }
+
+    /// Lays other rules over those of the configuration.
+    pub fn steer(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.epoch = self.epoch.saturating_add(1);
     }
 
     /// Takes note of a request's origin.
@@ -79,7 +102,7 @@ impl InForce {
         let is_new = origin.connection > self.newest;
         self.newest = self.newest.max(origin.connection);
         let noted = if is_new { Claim::Noted } else { Claim::Known };
-        let in_use = origin.rules == self.rules;
+        let in_use = origin.rules == self.configured;
         match self.contender {
             Some(contender) if in_use && origin.connection > contender.connection => {
                 self.contender = None;
@@ -187,6 +210,16 @@ mod tests {
             assert_ne!(claims(&mut in_force, 1, 2 * connection, connection), Claim::Won);
             assert_ne!(claims(&mut in_force, 2, 2 * connection + 1, connection), Claim::Won);
         }
+    }
+
+    #[test]
+    fn what_an_operator_laid_over_a_configuration_in_use_stays() {
+        let mut in_force = replaced();
+        in_force.steer(rules(3));
+        for connection in 11..30 {
+            assert_ne!(claims(&mut in_force, 2, connection, 10 * connection), Claim::Won);
+        }
+        assert_eq!((in_force.rules, *in_force.configured(), in_force.epoch()), (rules(3), rules(2), 3));
     }
 
     #[test]

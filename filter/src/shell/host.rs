@@ -16,6 +16,7 @@ pub struct Refused(pub u32);
 pub enum Map {
     Request = 0,
     Response = 2,
+    CallResponse = 6,
 }
 
 /// Buffers.
@@ -96,6 +97,7 @@ mod raw {
         pub fn proxy_define_metric(kind: u32, name: *const u8, size: usize, id: *mut u32) -> u32;
         pub fn proxy_record_metric(id: u32, value: u64) -> u32;
         pub fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+        pub fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
     }
 
     #[link(wasm_import_module = "wasi_snapshot_preview1")]
@@ -326,6 +328,27 @@ pub fn add_to_metric(id: u32, offset: i64) {
         // SAFETY: no pointers. As above.
         let _ = unsafe { raw::proxy_increment_metric(id, offset) };
     }
+}
+
+/// The value of a counter or gauge, as all workers of the process made it; 0 should the host refuse.
+pub fn metric(id: u32) -> u64 {
+    let mut value = 0;
+    // SAFETY: the pointer is to a live local.
+    let status = unsafe { raw::proxy_get_metric(id, &mut value) };
+    if status == OK { value } else { 0 }
+}
+
+/// Sends a request to a cluster; the answer comes as the running context's `on_http_call_response`.
+///
+/// # Errors
+/// [`Refused`] when the host knows no such cluster or can't send there; no answer comes then.
+pub fn call(cluster: &str, headers: &[(&str, &str)], timeout: Micros) -> Result<(), Refused> {
+    let timeout = core::time::Duration::from_millis(timeout.as_millis_ceil());
+    // The SDK delivers answers only to calls that went through it. It panics on statuses other than these two and OK;
+    // Envoy has none, since its own implementation of the call answers nothing else.
+    #[expect(clippy::disallowed_methods, reason = "an answer to a call made past the SDK would make it panic")]
+    let sent = proxy_wasm::hostcalls::dispatch_http_call(cluster, headers.to_vec(), None, Vec::new(), timeout);
+    sent.map(|_| ()).map_err(|status| Refused(status as u32))
 }
 
 /// An environment variable of the VM (`vm_config.environment_variables`). The standard library can't read them on this

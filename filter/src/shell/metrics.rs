@@ -6,7 +6,10 @@
 
 use super::host::{self, MetricKind};
 use super::logging::event;
+use super::shared_data::SharedData;
 use crate::classify::{Occurrence, Reason};
+use crate::console::history::{self, Entry};
+use crate::console::picture::{ANSWERS, Counters};
 use crate::ledger::Snapshot;
 use crate::observe::Observer;
 use crate::outcome::Outcome;
@@ -45,6 +48,7 @@ enum Metric {
     UpstreamResponses,
     UpstreamRetries,
     PauseIgnored,
+    ConfigurationEpoch,
     LedgerContended,
     LedgerCorrupt,
 }
@@ -71,6 +75,7 @@ impl Metric {
             Self::UpstreamRetries => ("nimgate_upstream_retries_total", Counter, "", ""),
             Self::UpstreamResponses => ("nimgate_upstream_responses_total", Counter, "code", ""),
             Self::PauseIgnored => ("nimgate_pause_ignored_total", Counter, "", ""),
+            Self::ConfigurationEpoch => ("nimgate_configuration_epoch", Gauge, "", ""),
             Self::LedgerContended => ("nimgate_ledger_contended_total", Counter, "", ""),
             Self::LedgerCorrupt => ("nimgate_ledger_corrupt_total", Counter, "", ""),
         }
@@ -144,6 +149,39 @@ impl Metrics {
     pub fn retried(&mut self, limit: LimitId, retries: u32) {
         if retries > 0 {
             self.add(Key(Metric::UpstreamRetries, Some(limit.0), "", ""), i64::from(retries));
+        }
+    }
+
+    /// What all workers have counted of a limit.
+    pub fn counters(&mut self, limit: LimitId) -> Counters {
+        let at = Some(limit.0);
+        let mut counters = Counters { fallbacks: self.read(Key(Metric::Fallback, at, "", "")), ..Counters::default() };
+        for (count, outcome) in counters.outcomes.iter_mut().zip(Outcome::ALL) {
+            *count = Priority::ALL
+                .into_iter()
+                .map(|priority| self.read(Key(Metric::Requests, at, priority.name(), outcome.label())))
+                .fold(0, u64::saturating_add);
+        }
+        for (count, class) in counters.answers.iter_mut().zip(ANSWERS) {
+            *count = self.read(Key(Metric::UpstreamResponses, at, class, ""));
+        }
+        counters
+    }
+
+    /// How many requests passed through, at all workers.
+    pub fn passthrough(&mut self) -> u64 {
+        self.read(Key(Metric::Passthrough, None, "", ""))
+    }
+
+    fn read(&mut self, key: Key) -> u64 {
+        self.id(key).map_or(0, host::metric)
+    }
+
+    /// Writes a change into the history of a limit, which the console shows.
+    fn remember(&self, limit: LimitId, entry: &Entry) {
+        if let Some(name) = self.names.get(limit.0) {
+            // A history with a gap is no reason to treat a request differently.
+            let _ = history::append(name, entry, &mut SharedData);
         }
     }
 
@@ -227,12 +265,14 @@ impl Observer for Metrics {
             (Metric::RetreatState, phase as u32),
             (Metric::EffectiveRpm, snapshot.rate.as_rpm()),
             (Metric::Upstream429Permille, snapshot.throttled_permille),
+            (Metric::ConfigurationEpoch, snapshot.epoch),
         ] {
             self.record(Key(metric, Some(limit.0), "", ""), u64::from(value));
         }
     }
 
     fn retreat_changed(&mut self, limit: LimitId, transition: Transition) {
+        self.remember(limit, &Entry::of_transition(&transition, host::wall_clock_s()));
         let name = self.names.get(limit.0).map_or("", String::as_str);
         event!(
             warn,
@@ -245,7 +285,15 @@ impl Observer for Metrics {
         );
     }
 
-    fn rules_adopted(&mut self, limit: LimitId) {
+    fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot) {
+        self.remember(limit, &Entry::of_rules(snapshot, "a new configuration", host::wall_clock_s()));
+    }
+
+    fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot) {
+        self.remember(
+            limit,
+            &Entry::of_rules(snapshot, "an earlier configuration is in use again", host::wall_clock_s()),
+        );
         let name = self.names.get(limit.0).map_or("", String::as_str);
         event!(
             info,

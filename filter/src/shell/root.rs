@@ -1,5 +1,6 @@
 //! Root contexts: one for each plugin configuration. They take up the configuration, tick, and make streams.
 
+use super::console::{Panel, Visit};
 use super::host::{self, Buffer};
 use super::http::Http;
 use super::logging::{self, event};
@@ -15,18 +16,25 @@ use std::rc::Rc;
 pub struct Root {
     id: u32,
     plugin: Option<Rc<Plugin>>,
+    /// In place of the plugin where this is the console.
+    panel: Option<Rc<Panel>>,
 }
 
 impl Root {
     /// The root context with this number, not configured yet.
     pub fn new(id: u32) -> Self {
         worker::with(|worker| worker.settle_in(id));
-        Self { id, plugin: None }
+        Self { id, plugin: None, panel: None }
     }
 
     fn configure(&mut self, json: &[u8]) -> Result<(), String> {
         let config = Config::parse(json).map_err(|error| error.to_string())?;
         logging::set_level(config.log_level);
+        if let Some(console) = config.console {
+            self.panel = Some(Rc::new(Panel::new(console)));
+            event!(info, "console_configured", "version": env!("CARGO_PKG_VERSION"));
+            return Ok(());
+        }
         let keys: Vec<Option<String>> = config.limits.iter().map(|limit| key(&limit.name, &limit.key)).collect();
         let context = self.id;
         let names: Vec<&str> = config.limits.iter().map(|limit| limit.name.as_str()).collect();
@@ -107,6 +115,9 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        if let Some(panel) = &self.panel {
+            return Some(Box::new(Visit::new(Rc::clone(panel))));
+        }
         let stream = self.plugin.as_ref().map(|plugin| Rc::new(Stream::new(id, Rc::clone(plugin))));
         Some(Box::new(Http::new(stream)))
     }

@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::shared_data::{SharedData, next_number};
 use super::stream::{BodyView, Plugin, State, Stream};
 use crate::classify::{Classified, Verdict};
+use crate::console::registry::Registry;
 use crate::ledger::{Rules, Snapshot, VERSION};
 use crate::messages::told_headers;
 use crate::outcome::Outcome;
@@ -25,7 +26,7 @@ use crate::scheduler::{Action, Scheduler};
 use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
 use hashbrown::HashMap;
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::default());
@@ -47,6 +48,8 @@ pub struct Worker {
     me: Option<WorkerId>,
     home: Home,
     armed_for: Option<Instant>,
+    /// The configurations that are in use, and some that were.
+    plugins: Vec<Weak<Plugin>>,
     held: HashMap<RequestId, Rc<Stream>>,
     watched: HashMap<RequestId, Watched>,
 }
@@ -88,9 +91,22 @@ impl Worker {
                 self.scheduler.configure(&limit.name, limit.rules, now, &mut SharedData, &mut self.metrics)
             })
             .collect();
+        let names = config.limits.iter().map(|limit| limit.name.as_str());
+        if Registry::add(&mut SharedData, names, now).is_err() {
+            event!(error, "host_refused", "call": "list limits");
+        }
         let plugin = Rc::new(make(config, limits));
+        self.plugins.retain(|plugin| plugin.strong_count() > 0);
+        self.plugins.push(Rc::downgrade(&plugin));
         self.arm(plugin.context);
         plugin
+    }
+
+    /// Whether a configuration that is in use names a limit. A VM without any (the console may run in one of its own)
+    /// can't tell, and takes all limits to be.
+    pub fn is_configured(&self, limit: &str) -> bool {
+        let mut in_use = self.plugins.iter().filter_map(Weak::upgrade).peekable();
+        in_use.peek().is_none() || in_use.any(|plugin| plugin.config.limits.iter().any(|known| known.name == limit))
     }
 
     /// There is a new root context.

@@ -1,0 +1,132 @@
+//! What changed lately at a limit: states of the retreat, and rules put in force.
+//!
+//! Each change is written by whoever made it, into one record for each limit in shared data, so that the operator who
+//! comes after the fact sees what happened, whichever worker answers.
+
+use crate::ledger::{Snapshot, VERSION};
+use crate::retreat::Transition;
+use crate::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+/// One change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// What changed: `retreat` or `rules`.
+    pub what: What,
+    /// What it was before: a state of the retreat, or the epoch of the rules.
+    pub from: String,
+    /// What it is since.
+    pub to: String,
+    /// Why, in a few words.
+    pub reason: String,
+    /// The rate in force since, in requests per minute.
+    pub effective_rpm: u32,
+}
+
+/// What an [`Entry`] is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// The retreat changed its state.
+    Retreat,
+    /// Rules were put in force.
+    Rules,
+}
+
+impl Entry {
+    /// A change of the retreat's state.
+    pub fn of_transition(transition: &Transition, at: u64) -> Self {
+        Self {
+            at,
+            what: What::Retreat,
+            from: transition.from.name().to_owned(),
+            to: transition.to.name().to_owned(),
+            reason: transition.reason.words().to_owned(),
+            effective_rpm: transition.rate.as_rpm(),
+        }
+    }
+
+    /// New rules in force, as the snapshot shows them.
+    pub fn of_rules(snapshot: &Snapshot, reason: &str, at: u64) -> Self {
+        Self {
+            at,
+            what: What::Rules,
+            from: snapshot.epoch.saturating_sub(1).to_string(),
+            to: snapshot.epoch.to_string(),
+            reason: reason.to_owned(),
+            effective_rpm: snapshot.rate.as_rpm(),
+        }
+    }
+}
+
+/// Adds a change to the history of a limit, which keeps the last [`ENTRIES_MAX`].
+///
+/// # Errors
+/// [`StoreError`] when the store refuses, or others were quicker too many times.
+pub fn append<S: Store>(limit: &str, entry: &Entry, store: &mut S) -> Result<(), StoreError> {
+    store.measure_and_replace(&key(limit), |present, _| {
+        let mut entries = present.map(decode).unwrap_or_default();
+        let surplus = entries.len().saturating_add(1).saturating_sub(ENTRIES_MAX);
+        entries.drain(..surplus.min(entries.len()));
+        entries.push(entry.clone());
+        (serde_json::to_vec(&entries).ok(), ())
+    })
+}
+
+/// The history of a limit, the latest last.
+pub fn read<S: Store>(limit: &str, store: &mut S) -> Vec<Entry> {
+    store.load(&key(limit)).ok().flatten().map(|(bytes, _)| decode(&bytes)).unwrap_or_default()
+}
+
+/// A record that can't be read is no history.
+fn decode(bytes: &[u8]) -> Vec<Entry> {
+    serde_json::from_slice(bytes).unwrap_or_default()
+}
+
+fn key(limit: &str) -> String {
+    format!("nimgate/{VERSION}/history/{limit}")
+}
+
+/// How many changes are kept: a page full, some of the worst hours of a retreat.
+const ENTRIES_MAX: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::ledger::Ledger;
+    use crate::store::MemoryStore;
+    use crate::units::Instant;
+    #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    fn rules(epoch: u32) -> Entry {
+        let rules = Config::parse(b"").unwrap().limits[0].rules;
+        let snapshot = Ledger::new(rules, 1, Instant::ZERO).snapshot(Instant::ZERO);
+        Entry::of_rules(&Snapshot { epoch, ..snapshot }, "why", 1_000)
+    }
+
+    #[test]
+    fn the_latest_are_kept() {
+        let mut store = MemoryStore::default();
+        assert_eq!(read("a", &mut store), []);
+        for epoch in 1..=40 {
+            append("a", &rules(epoch), &mut store).unwrap();
+        }
+        let entries = read("a", &mut store);
+        assert_eq!(entries.len(), ENTRIES_MAX);
+        assert_eq!((entries[0].to.as_str(), entries[31].to.as_str()), ("9", "40"));
+        assert_eq!(read("b", &mut store), []);
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_begun_anew() {
+        let mut store = MemoryStore::default();
+        store.swap(&key("a"), b"[{]", None).unwrap();
+        assert_eq!(read("a", &mut store), []);
+        append("a", &rules(2), &mut store).unwrap();
+        assert_eq!(read("a", &mut store).len(), 1);
+    }
+}

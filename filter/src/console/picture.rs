@@ -1,0 +1,145 @@
+//! What is known of one limit: its ledger as it is now, and what has been counted.
+
+use crate::console::history::Entry;
+use crate::ledger::{Ledger, Rules, Served, Snapshot};
+use crate::outcome::Outcome;
+use crate::priority::{LANES, Lane, Priority};
+use crate::store::{Store, StoreError};
+use crate::units::{Instant, Micros};
+
+/// A picture of one limit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Picture {
+    /// The limit's name.
+    pub name: String,
+    /// Whether a configuration that this worker has in use names it.
+    pub is_configured: bool,
+    /// What has been counted.
+    pub counters: Counters,
+    /// What changed lately, the latest last.
+    pub history: Vec<Entry>,
+    /// The ledger; `None` when there is none that could be read.
+    pub ledger: Option<Looked>,
+}
+
+/// What a look at a ledger showed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Looked {
+    /// Its numbers.
+    pub snapshot: Snapshot,
+    /// The rules in force.
+    pub in_force: Rules,
+    /// Those of the configuration.
+    pub configured: Rules,
+    /// How many times rules have been put in force.
+    pub epoch: u32,
+    /// What has been granted, by level.
+    pub served: [Served; Priority::ALL.len()],
+    /// For each lane how long its foremost request has waited; `None` where nobody waits.
+    pub oldest: [Option<Micros>; LANES],
+    /// For each lane when a request that came now would have its turn.
+    pub expected: [Micros; LANES],
+    /// How long no token is granted because the upstream asked for that.
+    pub closed: Micros,
+}
+
+/// What has been counted of one limit since the process began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Requests that ended, by outcome.
+    pub outcomes: [u64; Outcome::ALL.len()],
+    /// The upstream's answers, in the order of [`ANSWERS`].
+    pub answers: [u64; ANSWERS.len()],
+    /// Requests that waited outside a full queue.
+    pub fallbacks: u64,
+}
+
+/// The classes in which the upstream's answers are counted.
+pub const ANSWERS: [&str; 6] = ["2xx", "3xx", "429", "4xx", "5xx", "other"];
+
+impl Counters {
+    /// How many requests ended so.
+    pub fn ended(&self, outcome: Outcome) -> u64 {
+        self.outcomes.get(outcome.index()).copied().unwrap_or(0)
+    }
+
+    /// How many requests ended.
+    pub fn total(&self) -> u64 {
+        self.outcomes.iter().fold(0, |total, count| total.saturating_add(*count))
+    }
+
+    /// How many failed at the upstream: its answers of 500 and above, and those that never came.
+    pub fn upstream_errors(&self) -> u64 {
+        let answered =
+            ANSWERS.iter().zip(self.answers).find(|(class, _)| **class == "5xx").map_or(0, |(_, count)| count);
+        answered
+            .saturating_add(self.ended(Outcome::UpstreamTimeout))
+            .saturating_add(self.ended(Outcome::UpstreamUnreachable))
+    }
+}
+
+/// Looks at the ledger of a limit without changing it. `now` counts only where the store has no clock.
+///
+/// # Errors
+/// [`StoreError`] when the store refuses.
+pub fn look<S: Store>(name: &str, now: Instant, store: &mut S) -> Result<Option<Looked>, StoreError> {
+    store.measure_and_replace(&Ledger::key(name), |present, clock| {
+        let now = clock.unwrap_or(now);
+        let looked = present.and_then(Ledger::decode).map(|mut ledger| {
+            ledger.advance(now);
+            Looked::at(&ledger, now)
+        });
+        (None, looked)
+    })
+}
+
+impl Looked {
+    fn at(ledger: &Ledger, now: Instant) -> Self {
+        let mut oldest = [None; LANES];
+        for slot in ledger.board().slots() {
+            for (oldest, head) in oldest.iter_mut().zip(slot.lanes) {
+                if head.count > 0 {
+                    *oldest = (*oldest).max(Some(now.since(head.since)));
+                }
+            }
+        }
+        Self {
+            snapshot: ledger.snapshot(now),
+            in_force: *ledger.rules(),
+            configured: *ledger.configured(),
+            epoch: ledger.epoch(),
+            served: *ledger.served(),
+            oldest,
+            expected: Lane::ALL.map(|lane| ledger.turn_estimate(lane).since(now)),
+            closed: ledger.retreat().closed_until().since(now),
+        }
+    }
+
+    /// How many wait in the queue.
+    pub fn queued(&self) -> u32 {
+        self.waiting(true)
+    }
+
+    /// How many wait outside it.
+    pub fn outside(&self) -> u32 {
+        self.waiting(false)
+    }
+
+    fn waiting(&self, queued: bool) -> u32 {
+        Lane::ALL
+            .into_iter()
+            .zip(self.snapshot.waiting)
+            .filter(|(lane, _)| lane.is_queued() == queued)
+            .fold(0, |total, (_, count)| total.saturating_add(count))
+    }
+
+    /// Whether the queue takes another request.
+    pub fn has_room(&self) -> bool {
+        self.queued() < self.in_force.queue_max
+    }
+
+    /// Whether a request at the head of the queue would get its token before it gave up.
+    pub fn gives_tokens(&self, now: Instant) -> bool {
+        self.snapshot.token_at.since(now) <= self.in_force.patience.others
+    }
+}
