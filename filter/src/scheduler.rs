@@ -84,8 +84,8 @@ impl Scheduler {
                 (changed || fresh, changed || fresh, transition)
             });
             match adopted {
-                Ok((true, snapshot)) => observer.rules_configured(id, &snapshot),
-                Ok((false, _)) => {}
+                Ok((true, snapshot, _)) => observer.rules_configured(id, &snapshot),
+                Ok((false, ..)) => {}
                 Err(_) => {
                     limit.rules = rules;
                     observer.store_failed(id);

@@ -3,7 +3,7 @@
 //! It names fields by the configuration's names. What it leaves out stays as it is in force; `null` gives a field back
 //! to the configuration.
 
-use super::raw::{self, Number, QueueFullPolicy};
+use super::raw::{self, Number, Object, QueueFullPolicy};
 use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, seconds, whole, wrong};
 use crate::ledger::Rules;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 
 /// A change, read and not yet checked against the rules that it changes.
-#[derive(Deserialize, Debug, Default)]
+#[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
     /// Which limit; may be left out where there is only one.
@@ -33,10 +33,10 @@ pub struct Change {
     #[serde(default, deserialize_with = "given")]
     aging_s: Given<Number>,
     #[serde(default, deserialize_with = "given")]
-    retreat: Given<RetreatChange>,
+    retreat: Given<Object<RetreatChange>>,
 }
 
-#[derive(Deserialize, Debug, Default, Clone, Copy)]
+#[derive(Deserialize, Default, Clone, Copy)]
 #[serde(deny_unknown_fields)]
 struct RetreatChange {
     #[serde(default, deserialize_with = "given")]
@@ -136,9 +136,9 @@ impl Change {
     }
 
     fn apply_retreat(&self, configured: &Rules, rules: &mut Rules) -> Result<(), ConfigError> {
-        let retreat = match self.retreat {
+        let retreat = match &self.retreat {
             None => return Ok(()),
-            Some(Some(retreat)) => retreat,
+            Some(Some(Object(retreat))) => *retreat,
             Some(None) => RetreatChange { enabled: Some(None), floor_rpm: Some(None), retry_after_max_s: Some(None) },
         };
         if let Some(enabled) = retreat.enabled {
@@ -216,7 +216,9 @@ mod tests {
             (r#"{"retreat": {"flor_rpm": 1}}"#, "unknown field `flor_rpm`"),
             (r#"{"limit": "nvidia"}"#, "changes nothing"),
             ("{}", "changes nothing"),
-            ("[]", "invalid"),
+            ("[]", "expected an object"),
+            (r#"["nvidia", null, 5]"#, "expected an object"),
+            (r#"{"retreat": [false]}"#, "retreat: invalid type: sequence, expected an object"),
             (r#"{"rate_rpm": 1} {}"#, "trailing"),
             ("", "EOF"),
         ] {

@@ -5,6 +5,7 @@
 
 use super::ConfigError;
 use core::fmt;
+use core::marker::PhantomData;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, Visitor};
 
 #[derive(serde::Deserialize, Default)]
@@ -121,6 +122,25 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
+/// Something written as a JSON object. By itself serde would take a list too, its entries for the fields in their order.
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
 /// A number as it was written, so that a sentence about it can quote it.
 #[derive(Clone, Copy, Debug)]
 pub enum Number {
@@ -197,7 +217,7 @@ pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
 /// Reads one JSON document with nothing behind it.
 pub fn document<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ConfigError> {
     let mut document = serde_json::Deserializer::from_slice(json);
-    let value = serde_path_to_error::deserialize(&mut document).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut document).map_err(|error| {
         let path = error.path().to_string();
         ConfigError { path: if path == "." { String::new() } else { path }, problem: error.inner().to_string() }
     })?;

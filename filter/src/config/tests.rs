@@ -105,7 +105,7 @@ fn each_refusal_names_the_path() {
         (r#"{"priority": {"header": "a b"}}"#, "priority.header: must be the name of an HTTP header"),
         (r#"{"on_unclassifiable": "maybe"}"#, "on_unclassifiable: unknown variant"),
         (r#"{"log_level": "info", "log_level": "debug"}"#, "duplicate field `log_level`"),
-        ("[]", "invalid length"),
+        ("[]", "expected an object"),
         ("{", "EOF while parsing"),
         ("{} {}", "trailing characters"),
     ] {

@@ -74,7 +74,7 @@ class Envoy:
         self._directory.cleanup()
 
     def _spawn(self) -> None:
-        self.ports = Ports(*free_ports(3), fake=self._fake_port)
+        self.ports = Ports(*free_ports(4), fake=self._fake_port)
         self._write("envoy.yaml", shipped.bootstrap(self.directory, self.ports, self.options))
         self._write("clusters.yaml", shipped.clusters(self.ports, self.options))
         self._write("listeners.yaml", shipped.listeners(self.ports, self.options))

@@ -28,6 +28,7 @@ class Gate:
         # The way past Envoy, to learn what the upstream says by itself.
         self.direct = Client(fake.port)
         self.metrics = Client(envoy.ports.metrics)
+        self.console = Client(envoy.ports.console)
 
     def raw(self) -> RawConnection:
         return RawConnection(self.envoy.ports.data)
@@ -94,6 +95,7 @@ class Gate:
         self.client.close()
         self.direct.close()
         self.metrics.close()
+        self.console.close()
 
     def _busy_gauges(self) -> dict[str, int]:
         stats = self.envoy.stats("wasmcustom.nimgate_(queue|fallback)_length")

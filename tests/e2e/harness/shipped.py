@@ -23,6 +23,7 @@ Patch = Callable[[Tree], None]
 # Ports of the shipped local configuration, see envoy/envoy.yaml.
 DATA_PORT = 10000
 METRICS_PORT = 9191
+CONSOLE_PORT = 9190
 ADMIN_PORT = 9901
 FAKE_PORT = 10080
 
@@ -36,6 +37,8 @@ class Options:
 
     # The plugin configuration: JSON to be, text as it is, or None for an empty one.
     plugin: Tree | str | None = None
+    # The same of the console's listener; ... leaves it as it is shipped.
+    console: Any = ...
     concurrency: int = 2
     with_filter: bool = True
     stop_iteration_flag: bool = True
@@ -52,6 +55,7 @@ class Options:
 class Ports:
     data: int
     metrics: int
+    console: int
     admin: int
     fake: int
 
@@ -60,6 +64,7 @@ class Ports:
         replacements = {
             DATA_PORT: self.data,
             METRICS_PORT: self.metrics,
+            CONSOLE_PORT: self.console,
             ADMIN_PORT: self.admin,
             FAKE_PORT: self.fake,
         }
@@ -81,7 +86,8 @@ def walk(tree: Any) -> Iterator[Tree]:
 
 
 def load(name: str) -> Tree:
-    return yaml.safe_load((REPOSITORY / "envoy" / name).read_text())
+    # Through JSON, so that what the file says once and means twice can be changed in one place.
+    return json.loads(json.dumps(yaml.safe_load((REPOSITORY / "envoy" / name).read_text())))
 
 
 def bootstrap(directory: Path, ports: Ports, options: Options) -> Tree:
@@ -114,7 +120,10 @@ def listeners(ports: Ports, options: Options) -> Tree:
     ports.replace_in(tree)
     if options.with_filter:
         for plugin in wasm_plugins(tree):
-            set_plugin_configuration(plugin, options.plugin)
+            if not is_console(plugin):
+                set_plugin_configuration(plugin, options.plugin)
+            elif options.console is not ...:
+                set_plugin_configuration(plugin, options.console)
             plugin["vm_config"]["code"]["local"]["filename"] = str(wasm_module())
             if not options.stop_iteration_flag:
                 plugin.pop("allow_on_headers_stop_iteration")
@@ -133,6 +142,11 @@ def wasm_plugins(tree: Tree) -> list[Tree]:
     found = [node["config"] for node in walk(tree) if node.get("@type") == WASM_TYPE]
     assert found, "the shipped listeners.yaml holds no wasm filter"
     return found
+
+
+def is_console(plugin: Tree) -> bool:
+    """Whether a wasm filter, as shipped, is the console and meters nothing."""
+    return "console" in json.loads(plugin["configuration"]["value"])
 
 
 def set_plugin_configuration(plugin: Tree, value: Tree | str | None) -> None:
