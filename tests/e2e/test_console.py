@@ -187,7 +187,7 @@ def probes(gate: Gate) -> list:
 
 
 def test_not_ready_without_an_upstream():
-    """The upstream's port is one where nobody listens, or the cluster is not there at all."""
+    """The upstream's port is one where nobody listens, or there is no host in the cluster, or no cluster."""
 
     def nobody_listens(tree: dict) -> None:
         for resource in tree["resources"]:
@@ -200,11 +200,13 @@ def test_not_ready_without_an_upstream():
             if resource["name"] == "nvidia":
                 resource["load_assignment"]["endpoints"] = []
 
-    def no_cluster(tree: dict) -> None:
-        tree["resources"] = [one for one in tree["resources"] if one["name"] != "nvidia"]
-
-    for patch in (nobody_listens, no_host, no_cluster):
-        with running_gate(Options(plugin=limits(), clusters=[patch])) as gate:
+    elsewhere = {"console": {"upstream": {"cluster": "elsewhere"}}}
+    for cluster, changes in [
+        ("nvidia", {"clusters": [nobody_listens]}),
+        ("nvidia", {"clusters": [no_host]}),
+        ("elsewhere", {"console": elsewhere}),
+    ]:
+        with running_gate(Options(plugin=limits(), **changes)) as gate:
             for _ in range(10):
                 answer = gate.console.send("GET", "/health/ready")
                 assert answer.status == 503, answer
@@ -212,7 +214,7 @@ def test_not_ready_without_an_upstream():
                 assert not told["ready"]
                 assert not told["upstream"]["ok"]
                 assert answer.header("retry-after")
-            assert "cluster `nvidia`" in told["upstream"]["message"]
+            assert f"cluster `{cluster}`" in told["upstream"]["message"]
             assert gate.console.send("GET", "/health").status == 200
 
 

@@ -154,7 +154,7 @@ fn token(source: &KeySource) -> Option<String> {
                 .filter(|value| value.len() >= TOKEN_BYTES_MIN && value.bytes().all(|byte| byte.is_ascii_graphic()));
             if usable.is_none() {
                 event!(
-                    warn,
+                    info,
                     "admin_token_missing",
                     "variable": name,
                     "message": "the environment variable of console.admin_token_env is not set, or holds no usable \

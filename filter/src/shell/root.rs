@@ -79,6 +79,9 @@ fn key(limit: &str, source: &KeySource) -> Option<String> {
 
 impl Context for Root {
     fn on_done(&mut self) -> bool {
+        // The context may have to stay, but its configuration is out of use, but for the streams that it still has.
+        self.plugin = None;
+        self.panel = None;
         worker::with(|worker| worker.move_out(self.id)).unwrap_or(true)
     }
 }
