@@ -32,7 +32,7 @@ impl Registry {
     /// [`StoreError`] when the store refuses, or others were quicker too many times.
     pub fn add<'a, S: Store>(
         store: &mut S,
-        names: impl Iterator<Item = &'a str> + Clone,
+        names: &(impl Iterator<Item = &'a str> + Clone),
         now: Instant,
     ) -> Result<(), StoreError> {
         store.measure_and_replace(&key(), |present, clock| {
@@ -84,8 +84,8 @@ mod tests {
     fn names_are_kept_once_and_the_first_time_stands() {
         let mut store = MemoryStore::default();
         assert_eq!(Registry::read(&mut store), Ok(Registry::default()));
-        Registry::add(&mut store, ["a", "b"].into_iter(), Instant::from_micros(5)).unwrap();
-        Registry::add(&mut store, ["b", "c"].into_iter(), Instant::from_micros(9)).unwrap();
+        Registry::add(&mut store, &["a", "b"].into_iter(), Instant::from_micros(5)).unwrap();
+        Registry::add(&mut store, &["b", "c"].into_iter(), Instant::from_micros(9)).unwrap();
         let registry = Registry::read(&mut store).unwrap();
         assert_eq!(registry.started, Instant::from_micros(5));
         assert_eq!(registry.names, ["a", "b", "c"]);
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_configuration_without_limits_still_starts_the_clock() {
         let mut store = MemoryStore::default();
-        Registry::add(&mut store, core::iter::empty(), Instant::from_micros(5)).unwrap();
+        Registry::add(&mut store, &core::iter::empty(), Instant::from_micros(5)).unwrap();
         let registry = Registry::read(&mut store).unwrap();
         assert_eq!((registry.started, registry.names.len()), (Instant::from_micros(5), 0));
     }
@@ -103,7 +103,7 @@ mod tests {
     fn the_list_is_bounded() {
         let mut store = MemoryStore::default();
         let names: Vec<String> = (0..NAMES_MAX + 10).map(|number| format!("n{number}")).collect();
-        Registry::add(&mut store, names.iter().map(String::as_str), Instant::ZERO).unwrap();
+        Registry::add(&mut store, &names.iter().map(String::as_str), Instant::ZERO).unwrap();
         assert_eq!(Registry::read(&mut store).unwrap().names.len(), NAMES_MAX);
     }
 }

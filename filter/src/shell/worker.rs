@@ -92,7 +92,7 @@ impl Worker {
             })
             .collect();
         let names = config.limits.iter().map(|limit| limit.name.as_str());
-        if Registry::add(&mut SharedData, names, now).is_err() {
+        if Registry::add(&mut SharedData, &names, now).is_err() {
             event!(error, "host_refused", "call": "list limits");
         }
         let plugin = Rc::new(make(config, limits));

@@ -62,7 +62,7 @@ fn one_limit_that_works_is_enough() {
     closed.answer(Answer { granted_at: now(), throttled: true, retry_after: pause }, now());
     let closed = picture("closed", &closed);
     let answered = Some(Probed::Answered(200));
-    assert_eq!(told(answered, &[good.clone()]).0, 200);
+    assert_eq!(told(answered, std::slice::from_ref(&good)).0, 200);
     assert_eq!(told(answered, &[full.clone(), good]).0, 200);
     let (status, body) = told(answered, &[full, closed]);
     assert_eq!(status, 503);
