@@ -15,7 +15,16 @@ from harness.waiting import wait_for_equal, wait_until
 
 TOKEN = f"nimgate-admin-{secrets.token_hex(12)}"
 SHIPPED_VARIABLE = "NIMGATE_ADMIN_TOKEN"
-GET_PATHS = ["/", "/app.js", "/app.css", "/icon.svg", "/health", "/health/ready", "/status", "/events"]
+GET_PATHS = [
+    "/",
+    "/app.js",
+    "/app.css",
+    "/icon.svg",
+    "/health",
+    "/health/ready",
+    "/status",
+    "/events",
+]
 
 
 def limits() -> dict:
@@ -101,7 +110,9 @@ def test_counters_are_those_of_the_whole_process(gate: Gate):
     # Ask often, so that every worker is likely to be asked: all of them say the same.
     said = [status(gate)["requests"] for _ in range(20)]
     assert all(one == said[0] for one in said)
-    assert status(gate)["errors"]["queue_full_rejects"] - before["errors"]["queue_full_rejects"] == 3
+    assert (
+        status(gate)["errors"]["queue_full_rejects"] - before["errors"]["queue_full_rejects"] == 3
+    )
     outcomes = of_limit(gate, "tight")["requests"]["outcomes"]
     assert outcomes["client_left"] >= 2
     assert outcomes["queue_full"] >= 3
@@ -249,7 +260,11 @@ def test_other_methods_are_told_which_are_known(gate: Gate, path: str):
 
 def test_security_headers_are_on_every_answer(gate: Gate):
     answers = [gate.console.send("GET", path) for path in [*GET_PATHS, "/nothing"]]
-    answers += [change(gate, {}), change(gate, {}, authorization=None), gate.console.send("PUT", "/")]
+    answers += [
+        change(gate, {}),
+        change(gate, {}, authorization=None),
+        gate.console.send("PUT", "/"),
+    ]
     for answer in answers:
         policy = answer.header("content-security-policy")
         assert policy.startswith("default-src 'none'")
@@ -261,12 +276,16 @@ def test_security_headers_are_on_every_answer(gate: Gate):
         assert answer.header("access-control-allow-origin") is None
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/status/", "/health/ready/x", "/.git/config", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/status/", "/health/ready/x", "/.git/config", "/%00"]
+)
 def test_other_paths_are_not_found(gate: Gate, path: str):
     assert gate.console.send("GET", path).status in (400, 404)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"]
+)
 def test_console_answers_under_no_name_that_a_page_could_own(gate: Gate, host: str):
     for path in ("/status", "/events", "/"):
         assert_refused(gate.console.send("GET", path, headers={"host": host}), 421)
@@ -358,7 +377,16 @@ def test_impossible_change_is_refused_as_a_whole_with_its_reason(gate: Gate, nam
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"rate_rpm=3", b"[]", b"{", b'{"limit":"atomic","rate_rpm":3}{}', b"\xff\xfe", b"null", b"[" * 10_000],
+    [
+        b"",
+        b"rate_rpm=3",
+        b"[]",
+        b"{",
+        b'{"limit":"atomic","rate_rpm":3}{}',
+        b"\xff\xfe",
+        b"null",
+        b"[" * 10_000,
+    ],
     ids=repr,
 )
 def test_what_is_no_change_is_refused(gate: Gate, body: bytes):
@@ -416,7 +444,16 @@ def test_changes_under_load_lose_nothing(gate: Gate):
 
 @pytest.mark.parametrize(
     "authorization",
-    [None, "", "Bearer", "Bearer x", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}0", f"Basic {TOKEN}", TOKEN],
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}0",
+        f"Basic {TOKEN}",
+        TOKEN,
+    ],
 )
 def test_change_needs_the_token(gate: Gate, authorization: str | None):
     before = of_limit(gate, "atomic")["rules"]
@@ -440,7 +477,14 @@ def test_without_a_token_nothing_can_be_changed(locked_gate: Gate):
 
 
 @pytest.mark.parametrize(
-    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/json5"]
+    "kind",
+    [
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "application/json5",
+    ],
 )
 def test_change_is_json_and_says_so(gate: Gate, kind: str | None):
     answer = change(gate, {"limit": "atomic", "rate_rpm": 5}, content_type=kind)
@@ -452,7 +496,9 @@ def test_page_from_elsewhere_changes_nothing(gate: Gate):
     for origin in ("http://evil.example", "null", f"http://localhost:{port}"):
         answer = change(gate, {"limit": "atomic", "rate_rpm": 5}, origin=origin)
         assert_refused(answer, 403)
-    own = change(gate, {"limit": "atomic", "queue_max_size": 999}, origin=f"http://127.0.0.1:{port}")
+    own = change(
+        gate, {"limit": "atomic", "queue_max_size": 999}, origin=f"http://127.0.0.1:{port}"
+    )
     assert own.status == 200
 
 
@@ -465,12 +511,15 @@ def test_large_bodies_are_refused(gate: Gate):
             for start in range(0, len(padded), 4096):
                 yield padded[start : start + 4096]
 
-        assert gate.console.send(
-            "POST",
-            "/config",
-            pieces(),
-            {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"},
-        ).status == 413
+        assert (
+            gate.console.send(
+                "POST",
+                "/config",
+                pieces(),
+                {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"},
+            ).status
+            == 413
+        )
 
 
 def test_over_http2(gate: Gate):
@@ -501,7 +550,9 @@ def test_a_new_configuration_takes_the_place_of_a_change_to_the_same_limit():
     with running_gate(options) as gate:
         for name in ("one", "two"):
             assert change(gate, {"limit": name, "rate_rpm": 70}).status == 200
-        assert gate.envoy.reload(configuration(limit("one", rate_rpm=51), limit("two", rate_rpm=60)))
+        assert gate.envoy.reload(
+            configuration(limit("one", rate_rpm=51), limit("two", rate_rpm=60))
+        )
         wait_for_equal(lambda: in_force(gate, "one"), ("configuration", 51), "the file's word")
         assert in_force(gate, "two") == ("console", 70)
         # Requests under the configuration as it stands don't undo a change to it.
