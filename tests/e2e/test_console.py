@@ -1,4 +1,4 @@
-"""The console: what it says is true of the whole process, and what it is told to change is changed everywhere."""
+"""The console: what it says is true of the whole process, what it changes is changed everywhere."""
 
 import json
 import secrets
@@ -134,7 +134,7 @@ def test_queue_is_that_of_the_whole_process(gate: Gate):
             assert shown["token_bucket"]["tokens"] == 0
             assert shown["waits"]["high"]["oldest_seconds"] >= 0
             assert shown["waits"]["urgent"]["oldest_seconds"] is None
-            # One token a minute: behind four of its own level nobody has a turn within three minutes.
+            # One token a minute: behind four of its level none is to be had within three.
             assert shown["waits"]["high"]["expected_seconds"] > 180
     gate.wait_for_queue("shown", 0)
     wait_for_equal(lambda: of_limit(gate, "shown")["queue"]["size"], 0, "the queue as shown")
@@ -186,7 +186,7 @@ def test_ready_asks_the_upstream_and_remembers(gate: Gate):
     # The first of all may be told that the upstream is being asked; nobody is told that it failed.
     wait_until(lambda: gate.console.send("GET", "/health/ready").status == 200, "readiness")
     assert {answer.status for answer in answers} <= {200, 503}
-    # At most one for each worker that was asked while nothing was known, and one more after that has grown old.
+    # At most one for each worker asked while nothing was known, and one when that is old.
     assert len(probes(gate)) - seen <= 2 * gate.envoy.options.concurrency
     told = gate.console.send("GET", "/health/ready").json()
     assert told["upstream"]["ok"]
@@ -198,7 +198,7 @@ def probes(gate: Gate) -> list:
 
 
 def test_not_ready_without_an_upstream():
-    """The upstream's port is one where nobody listens, or there is no host in the cluster, or no cluster."""
+    """Nobody listens on the upstream's port, or the cluster has no host, or there is none."""
 
     def nobody_listens(tree: dict) -> None:
         for resource in tree["resources"]:

@@ -1,4 +1,4 @@
-"""The console against its own description: hundreds of requests made up from it, good and bad ones."""
+"""The console against its own description: hundreds of good and bad requests made up from it."""
 
 import secrets
 
@@ -43,8 +43,8 @@ def gate():
     suppress_health_check=list(HealthCheck),
 )
 def test_console_does_what_its_description_says(gate: Gate, case: Case):
-    # The true token in place of a made-up one, so that what is behind it is reached; but none where its absence or a
-    # wrong one is what is tried.
+    # The true token in place of a made-up one, so that what is behind it is reached; but none
+    # where its absence or a wrong one is what is tried.
     header = case.meta.components.get(ParameterLocation.HEADER) if case.meta else None
     made_wrong = header is not None and header.mode.is_negative
     if case.operation.path == "/config" and not made_wrong:
@@ -55,8 +55,8 @@ def test_console_does_what_its_description_says(gate: Gate, case: Case):
         case.body = {**case.body, "limit": "nvidia", "epoch": None}
     response = case.call_and_validate(
         base_url=f"http://127.0.0.1:{gate.envoy.ports.console}",
-        # It sends methods that Envoy's parser refuses by itself; test_console has those that come through.
-        # And it can't know what fields forbid each other, nor that a document that changes nothing is refused.
+        # It sends methods that Envoy's parser refuses by itself; test_console has those that
+        # come through. And it can't know that fields may forbid each other.
         excluded_checks=[unsupported_method, positive_data_acceptance],
     )
     sent[response.status_code] = sent.get(response.status_code, 0) + 1
