@@ -15,7 +15,7 @@ fn main() -> io::Result<()> {
     let out = env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo sets no OUT_DIR"))?;
     for (name, parts) in [
         ("index.html", &["index.html"][..]),
-        ("app.js", &["vendor/uPlot.iife.min.js", "draw.js", "app.js"]),
+        ("app.js", &["vendor/uPlot.iife.min.js", "draw.js", "samples.js", "form.js", "app.js"]),
         ("app.css", &["vendor/uPlot.min.css", "app.css"]),
     ] {
         let mut file = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());

@@ -78,6 +78,9 @@ class Envoy:
         self._write("envoy.yaml", shipped.bootstrap(self.directory, self.ports, self.options))
         self._write("clusters.yaml", shipped.clusters(self.ports, self.options))
         self._write("listeners.yaml", shipped.listeners(self.ports, self.options))
+        self._launch()
+
+    def _launch(self) -> None:
         environment = {**os.environ, **self.options.environment}
         for name in set(environment) - set(self.options.environment):
             if name.startswith("NVIDIA") or name.lower().endswith("_proxy"):
@@ -144,6 +147,17 @@ class Envoy:
                 self._process.kill()
         self._process.wait()
         self._admin.close()
+
+    def interrupt(self) -> None:
+        """Ends the process as a crash would, to be started again on the same ports."""
+        self._process.kill()
+        self._process.wait()
+        self._admin.close()
+
+    def resume(self) -> None:
+        """Starts it again after `interrupt`."""
+        self._launch()
+        assert self._became_ready(), f"Envoy did not start again:\n{self.log_tail(60)}"
 
     # Reload.
 

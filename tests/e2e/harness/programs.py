@@ -8,6 +8,7 @@ check that did not run proves nothing.
 import atexit
 import functools
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def fake_nvidia() -> Path:
         [REPOSITORY / "target/release/fake-nvidia", REPOSITORY / "target/debug/fake-nvidia"],
         "run cargo build -p fake-nvidia",
     )
+
+
+def chromium() -> Path:
+    """The browser in which the dashboard is looked at."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = [Path(path) for name in names if (path := shutil.which(name))]
+    return _find("NIMGATE_CHROMIUM", "Chromium", found, "install the package chromium")
 
 
 def _find(variable: str, what: str, usual_places: list[Path], remedy: str) -> Path:
