@@ -90,7 +90,7 @@
     is("share", `${(now.share * 100).toFixed(now.share > 0 && now.share < 0.1 ? 1 : 0)} %`);
     fill("share-bar", now.share);
     const answered = now.limits.reduce((total, one) => total + (one.answers["429"] ?? 0), 0);
-    is("share-note", `${answered.toLocaleString("en")} in all`);
+    is("share-note", `of the last minute, ${answered.toLocaleString("en")} in all`);
   };
 
   const history = (now) => {
@@ -101,7 +101,7 @@
       const item = document.createElement("li"), time = document.createElement("time");
       const what = document.createElement("span"), why = document.createElement("small"), rate = document.createElement("em");
       const at = new Date(entry.at * 1000);
-      time.textContent = at.toLocaleTimeString();
+      time.textContent = charts.clock(entry.at, true);
       time.dateTime = at.toISOString();
       time.title = at.toLocaleString();
       const change = entry.what === "retreat" ? `${entry.from} → ${entry.to}` : `Rules: epoch ${entry.to}`;

@@ -45,7 +45,7 @@ const charts = (() => {
       const { series, kind, unit, least, step } = this.about;
       const soft = colour("soft"), line = colour("line");
       const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
-      const drawn = series.map((one) => ({
+      const drawn = this.order().map((at) => series[at]).map((one) => ({
         stroke: colour(one.colour), width: kind === "stack" ? 1 : 2, dash: one.dash, points: { show: false },
         fill: kind === "stack" ? colour(one.colour) : undefined, spanGaps: false,
         paths: step ? uPlot.paths.stepped({ align: 1 }) : undefined,
@@ -71,12 +71,16 @@ const charts = (() => {
       }, this.data(), this.plot);
     }
 
-    // Stacked series are drawn from the top one down, each over the rest of those above it.
+    // Stacked series are drawn from the top one down, each over what the one before has painted below itself.
+    order() {
+      const places = this.about.series.map((_, at) => at);
+      return this.about.kind === "stack" ? places.reverse() : places;
+    }
+
     data() {
       const [times = [], ...rows] = this.values;
-      if (this.about.kind !== "stack") return [times, ...this.about.series.map((_, at) => rows[at] ?? [])];
-      return [times, ...this.about.series.map((_, at) => times.map((_, t) =>
-        rows[at][t] == null ? null : rows.slice(at).reduce((sum, row) => sum + (row[t] ?? 0), 0)))];
+      const upTo = (at) => times.map((_, t) => (rows[at][t] == null ? null : rows.slice(0, at + 1).reduce((sum, row) => sum + (row[t] ?? 0), 0)));
+      return [times, ...this.order().map((at) => (this.about.kind === "stack" ? upTo(at) : rows[at] ?? []))];
     }
 
     // The time in which the pace was cut, behind everything.
@@ -112,7 +116,7 @@ const charts = (() => {
 
   const short = (value) => {
     if (value >= 10000) return (value / 1000).toFixed(value >= 100000 ? 0 : 1) + "k";
-    return value >= 100 || Number.isInteger(value) ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+    return String(Number(value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)));
   };
 
   const all = [];
@@ -121,5 +125,5 @@ const charts = (() => {
     return all.at(-1);
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => all.forEach((chart) => chart.make()));
-  return { add, short };
+  return { add, short, clock };
 })();
