@@ -7,6 +7,7 @@ pub mod change;
 pub mod console;
 pub mod glob;
 mod raw;
+mod secret;
 
 use crate::ledger::Rules;
 use crate::priority::Priority;
@@ -16,6 +17,8 @@ use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
 use console::ConsoleConfig;
 use core::fmt;
 use glob::Glob;
+pub use secret::KeySource;
+use secret::check_secret;
 
 /// A refused configuration: which field, and what is wrong with it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,27 +63,6 @@ pub enum LogLevel {
     Warn,
     /// Trouble that needs someone.
     Error,
-}
-
-/// Where the upstream's key comes from.
-#[derive(Clone, PartialEq, Eq)]
-pub enum KeySource {
-    /// None is configured: what the client sent goes on.
-    Client,
-    /// From the configuration itself.
-    Inline(String),
-    /// From an environment variable of the VM, by name.
-    Env(String),
-}
-
-impl fmt::Debug for KeySource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Client => f.write_str("Client"),
-            Self::Inline(_) => f.write_str("Inline(..)"),
-            Self::Env(name) => write!(f, "Env({name:?})"),
-        }
-    }
 }
 
 /// One limit: which requests it meters, and how.
@@ -207,14 +189,8 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
     let capacity_default = (rate_rpm / 10).max(1);
     let capacity = whole(raw.bucket_capacity, &field("bucket_capacity"), 1, RATE_RPM_MAX, capacity_default)?;
     let window_s = whole(raw.window_s, &field("window_s"), 0, WINDOW_S_MAX, WINDOW_S_DEFAULT)?;
-    if window_s > 0 && u64::from(window_s).saturating_mul(u64::from(rate_rpm)) < 60 {
-        return Err(wrong(
-            &field("window_s"),
-            &format!(
-                "must be long enough for one request at {rate_rpm} requests per minute, or 0 for no window, got {window_s}"
-            ),
-        ));
-    }
+    let window = Micros::from_secs(u64::from(window_s));
+    check_window(window, MilliRpm::from_rpm(rate_rpm), &field("window_s"))?;
     let queue_max = whole(raw.queue_max_size, &field("queue_max_size"), 0, QUEUE_MAX_MAX, 1_000)?;
     let low = seconds(raw.low_priority_timeout_s, &field("low_priority_timeout_s"), 30)?;
     let others = seconds(raw.request_timeout_s, &field("request_timeout_s"), 120)?;
@@ -241,7 +217,7 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
         rate_rpm,
         rules: Rules {
             capacity,
-            window: Micros::from_secs(u64::from(window_s)),
+            window,
             queue_max,
             aging,
             retreat: RetreatRules {
@@ -256,28 +232,23 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
     })
 }
 
-fn check_key(inline: Option<String>, env: Option<String>, path: &str) -> Result<KeySource, ConfigError> {
-    check_secret(inline, env, path, "upstream_api_key")
+/// A window in which not even one request fits would let none through.
+fn check_window(window: Micros, rate: MilliRpm, path: &str) -> Result<(), ConfigError> {
+    let window_s = window.as_secs_ceil();
+    if window_s > 0 && window_s.saturating_mul(u64::from(rate.as_rpm())) < 60 {
+        return Err(wrong(
+            path,
+            &format!(
+                "must be long enough for one request at {} requests per minute, or 0 for no window, got {window_s}",
+                rate.as_rpm()
+            ),
+        ));
+    }
+    Ok(())
 }
 
-/// Where a secret comes from: the field called `name`, or the variable that `name` with `_env` behind it names.
-fn check_secret(inline: Option<String>, env: Option<String>, path: &str, name: &str) -> Result<KeySource, ConfigError> {
-    match (inline, env) {
-        (Some(_), Some(_)) => {
-            Err(wrong(&format!("{path}.{name}_env"), &format!("can't be given together with {name}; choose one")))
-        }
-        (Some(key), None) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            Err(wrong(&format!("{path}.{name}"), "must be of visible ASCII characters without spaces"))
-        }
-        // Not quoted, and not taken if it looks like no name: to put the secret itself here is an easy slip.
-        (None, Some(variable)) if !is_variable_name(&variable) => Err(wrong(
-            &format!("{path}.{name}_env"),
-            "must be the name of an environment variable (letters, digits and `_`), not the value itself",
-        )),
-        (Some(key), None) => Ok(KeySource::Inline(key)),
-        (None, Some(variable)) => Ok(KeySource::Env(variable)),
-        (None, None) => Ok(KeySource::Client),
-    }
+fn check_key(inline: Option<String>, env: Option<String>, path: &str) -> Result<KeySource, ConfigError> {
+    check_secret(inline, env, path, "upstream_api_key")
 }
 
 fn check_priority(raw: raw::PriorityFields) -> Result<PriorityConfig, ConfigError> {
@@ -357,12 +328,6 @@ fn seconds(raw: Option<raw::Number>, path: &str, default: u64) -> Result<Micros,
 
 fn default_models() -> Vec<Glob> {
     vec![Glob::new("nvidia/*"), Glob::new("nvidia_nim/*")]
-}
-
-fn is_variable_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= NAME_BYTES_MAX
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 const fn is_name_byte(byte: u8) -> bool {

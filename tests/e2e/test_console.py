@@ -331,6 +331,7 @@ def test_every_field_can_be_changed_and_given_back(gate: Gate):
     fields = {
         "rate_rpm": 9,
         "bucket_capacity": 3,
+        "window_s": 30,
         "queue_max_size": 4,
         "queue_full_policy": "passthrough",
         "low_priority_timeout_s": 5.5,
@@ -354,6 +355,7 @@ REFUSED = {
     "rate a string": ({"rate_rpm": "40"}, "rate_rpm"),
     "rate true": ({"rate_rpm": True}, "rate_rpm"),
     "rate enormous": ({"rate_rpm": 10**400}, "rate_rpm"),
+    "window too short": ({"rate_rpm": 1, "window_s": 59}, "window_s"),
     "capacity zero": ({"bucket_capacity": 0}, "bucket_capacity"),
     "good and bad": ({"queue_max_size": 5, "rate_rpm": 0}, "rate_rpm"),
     "floor above the rate": ({"retreat": {"floor_rpm": 1000}}, "retreat.floor_rpm"),

@@ -4,7 +4,7 @@
 //! to the configuration.
 
 use super::raw::{self, Number, Object, QueueFullPolicy};
-use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, seconds, whole, wrong};
+use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, WINDOW_S_MAX, check_window, seconds, whole, wrong};
 use crate::ledger::Rules;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
 use serde::Deserialize;
@@ -22,6 +22,8 @@ pub struct Change {
     rate_rpm: Given<Number>,
     #[serde(default, deserialize_with = "given")]
     bucket_capacity: Given<Number>,
+    #[serde(default, deserialize_with = "given")]
+    window_s: Given<Number>,
     #[serde(default, deserialize_with = "given")]
     queue_max_size: Given<Number>,
     #[serde(default, deserialize_with = "given")]
@@ -90,6 +92,13 @@ impl Change {
         if let Some(capacity) = self.bucket_capacity {
             rules.capacity = whole(capacity, "bucket_capacity", 1, RATE_RPM_MAX, configured.capacity)?;
         }
+        set(self.window_s.is_some());
+        if let Some(window) = self.window_s {
+            rules.window = match window {
+                Some(window) => Micros::from_secs(u64::from(whole(Some(window), "window_s", 0, WINDOW_S_MAX, 0)?)),
+                None => configured.window,
+            };
+        }
         set(self.queue_max_size.is_some());
         if let Some(queue_max) = self.queue_max_size {
             rules.queue_max = whole(queue_max, "queue_max_size", 0, QUEUE_MAX_MAX, configured.queue_max)?;
@@ -121,6 +130,7 @@ impl Change {
         if !touched {
             return Err(wrong("", "changes nothing: give at least one field besides limit and epoch"));
         }
+        check_window(rules.window, rules.retreat.base, "window_s")?;
         // One sentence for both ways to get there: a lower rate, or a higher floor.
         if rules.retreat.floor > rules.retreat.base {
             return Err(wrong(
@@ -210,6 +220,11 @@ mod tests {
             (r#"{"models": []}"#, "unknown field `models`"),
             (r#"{"aging_s": true}"#, "aging_s: invalid type"),
             (r#"{"aging_s": -1}"#, "aging_s: must be at least"),
+            (r#"{"window_s": 1.5}"#, "window_s: must be a whole number"),
+            (
+                r#"{"rate_rpm": 4, "window_s": 10}"#,
+                "window_s: must be long enough for one request at 4 requests per minute",
+            ),
             (r#"{"request_timeout_s": 0}"#, "request_timeout_s: must be at least"),
             (r#"{"queue_full_policy": "drop"}"#, "queue_full_policy: unknown variant"),
             (r#"{"retreat": {"floor_rpm": 41}}"#, "retreat.floor_rpm: must not be above rate_rpm (40)"),

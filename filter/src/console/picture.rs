@@ -110,7 +110,7 @@ impl Looked {
             epoch: ledger.epoch(),
             served: *ledger.served(),
             oldest,
-            expected: Lane::ALL.map(|lane| ledger.turn_estimate(lane).since(now)),
+            expected: Lane::ALL.map(|lane| ledger.turn_estimate(lane, now).since(now)),
             closed: ledger.retreat().closed_until().since(now),
         }
     }

@@ -153,6 +153,7 @@ fn unavailable(why: &str) -> Reply {
 pub struct Settings {
     rate_rpm: u32,
     bucket_capacity: u32,
+    window_s: u64,
     queue_max_size: u32,
     queue_full_policy: &'static str,
     low_priority_timeout_s: f64,
@@ -173,6 +174,7 @@ impl From<&Rules> for Settings {
         Self {
             rate_rpm: rules.retreat.base.as_rpm(),
             bucket_capacity: rules.capacity,
+            window_s: rules.window.as_secs_ceil(),
             queue_max_size: rules.queue_max,
             queue_full_policy: if rules.may_fall_back { "passthrough" } else { "reject" },
             low_priority_timeout_s: rules.patience.low.as_secs_f64(),

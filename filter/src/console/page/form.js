@@ -5,6 +5,7 @@ const rules = (() => {
   const FIELDS = [
     ["rate_rpm", "Requests per minute"],
     ["bucket_capacity", "Bucket capacity"],
+    ["window_s", "Window, s (0 is off)"],
     ["queue_max_size", "Queue size"],
     ["queue_full_policy", "When the queue is full", ["reject", "passthrough"]],
     ["request_timeout_s", "Longest wait, s"],
