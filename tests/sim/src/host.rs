@@ -194,6 +194,18 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
         }
         OK
     })?;
+    linker.func_wrap("env", "proxy_get_metric", |mut call: Call<'_>, id: u32, value: u32| {
+        let known = call.data().world.state.borrow().metrics.get(id as usize).map(|(_, _, known)| *known);
+        let Some(known) = known else { return NOT_FOUND };
+        put(&mut call, value, &known.to_le_bytes());
+        OK
+    })?;
+    // Only the console's probe makes calls, and no listener here has one.
+    linker.func_wrap(
+        "env",
+        "proxy_http_call",
+        |_: Call<'_>, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32| BAD_ARGUMENT,
+    )?;
     linker.func_wrap("env", "proxy_increment_metric", |call: Call<'_>, id: u32, offset: i64| {
         let world = Rc::clone(&call.data().world);
         world.increment(call.data().vm, call.data().frame.real, id as usize, offset)

@@ -57,7 +57,9 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             let ledger = is_ledger(&key);
             let (done, commit) = world.swap(vm, key, value, cas);
             let frame = &mut call.data_mut().frame;
-            frame.agrees = done;
+            if ledger {
+                frame.agrees = done;
+            }
             frame.lost_in_a_row = if done { 0 } else { frame.lost_in_a_row + 1 };
             if frame.lost_in_a_row > 16 {
                 world.state.borrow_mut().broken("I13", "a decision is made anew for the 17th time".to_owned());
