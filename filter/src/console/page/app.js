@@ -7,7 +7,7 @@
   const found = new Map([...document.querySelectorAll("[data-is]")].map((element) => [element.dataset.is, element]));
   const is = (name, text) => { found.get(name).textContent = text; };
   const host = document.getElementById("charts");
-  const seconds = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0)) + " s";
+  const seconds = (value) => (value < 10 ? value.toFixed(1) + " s" : value < 120 ? value.toFixed(0) + " s" : (value / 60).toFixed(0) + " min");
   let limit = null; // The chosen limit's name; null is all of them.
   let heard = null; // When the last event came, in seconds on the page's own clock.
   let states = [];
@@ -90,7 +90,7 @@
     is("share", `${(now.share * 100).toFixed(now.share > 0 && now.share < 0.1 ? 1 : 0)} %`);
     fill("share-bar", now.share);
     const answered = now.limits.reduce((total, one) => total + (one.answers["429"] ?? 0), 0);
-    is("share-note", `of the last minute, ${answered.toLocaleString("en")} in all`);
+    is("share-note", `last minute; ${answered.toLocaleString("en")} in all`);
   };
 
   const history = (now) => {
@@ -104,7 +104,7 @@
       time.textContent = charts.clock(entry.at, true);
       time.dateTime = at.toISOString();
       time.title = at.toLocaleString();
-      const change = entry.what === "retreat" ? `${entry.from} → ${entry.to}` : `Rules: epoch ${entry.to}`;
+      const change = entry.what === "rules" ? `Rules: epoch ${entry.to}` : entry.from === entry.to ? `${entry.to}, cut again` : `${entry.from} → ${entry.to}`;
       what.textContent = now.limits.length > 1 ? `${entry.limit}: ${change}` : change;
       why.textContent = entry.reason;
       rate.textContent = `${charts.short(entry.effective_rpm)} rpm`;
@@ -146,7 +146,7 @@
     document.getElementById("live").textContent = { wait: "connecting", yes: "live", no: "no data" }[state];
     gone.hidden = state !== "no";
     if (state === "no") {
-      for (const value of document.querySelectorAll(".value b, #state")) value.textContent = "–";
+      for (const value of document.querySelectorAll(".value b")) value.textContent = "–";
       gone.textContent = `No data for ${Math.round(quiet)} s: nimgate does not answer. The charts end where the data do. It goes on by itself as soon as nimgate is back.`;
     }
   };

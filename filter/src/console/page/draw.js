@@ -9,6 +9,9 @@ const charts = (() => {
     hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: withSeconds ? "2-digit" : undefined,
   });
 
+  // Steps of an axis that counts what has no parts.
+  const WHOLE = [1, 10, 100, 1000, 10000, 100000].flatMap((one) => [one, 2 * one, 5 * one]);
+
   // A chart in `host`. `series`: [{label, colour, dash}]; `kind`: "stack" lays the series on one another, "line" beside.
   class Chart {
     constructor(host, about) {
@@ -46,7 +49,7 @@ const charts = (() => {
       const soft = colour("soft"), line = colour("line");
       const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
       const drawn = this.order().map((at) => series[at]).map((one) => ({
-        stroke: colour(one.colour), width: kind === "stack" ? 1 : 2, dash: one.dash, points: { show: false },
+        stroke: kind === "stack" ? undefined : colour(one.colour), width: kind === "stack" ? 0 : 2, dash: one.dash, points: { show: false },
         fill: kind === "stack" ? colour(one.colour) : undefined, spanGaps: false,
         paths: step ? uPlot.paths.stepped({ align: 1 }) : undefined,
       }));
@@ -54,14 +57,14 @@ const charts = (() => {
         ...this.size(),
         legend: { show: false },
         cursor: { sync: { key: sync.key }, drag: { x: false, y: false }, points: { show: kind !== "stack", size: 6 } },
-        padding: [8, 14, 0, 0],
+        padding: [8, 26, 0, 0],
         scales: {
           x: { time: true, range: (_, from, to) => [Math.min(from, to - 60), to] },
           y: { range: (_, from, to) => [0, Math.max(least, to === null ? 0 : to * 1.08)] },
         },
         axes: [
           { ...axis, grid: { show: false }, size: 24, gap: 6, space: 76, values: (u, ticks) => ticks.map((t) => clock(t, u.scales.x.max - u.scales.x.min < 300)) },
-          { ...axis, size: 42, gap: 6, space: 34, values: (_, ticks) => ticks.map((v) => short(v) + (unit === "%" ? "%" : "")) },
+          { ...axis, size: 42, gap: 6, space: 34, incrs: step ? WHOLE : undefined, values: (_, ticks) => ticks.map((v) => short(v) + (unit === "%" ? "%" : "")) },
         ],
         series: [{}, ...drawn],
         hooks: {
@@ -87,13 +90,16 @@ const charts = (() => {
     shade(u) {
       if (!this.about.shaded) return;
       const times = this.values[0] ?? [], states = this.about.shaded();
+      const dark = (at) => states[at] != null && states[at] !== "NORMAL";
       u.ctx.save();
       u.ctx.fillStyle = colour("shade");
-      times.forEach((time, at) => {
-        if (!states[at] || states[at] === "NORMAL") return;
-        const from = u.valToPos(time, "x", true), to = u.valToPos(times[at + 1] ?? time + 1, "x", true);
-        u.ctx.fillRect(from, u.bbox.top, Math.max(1, to - from + 0.5), u.bbox.height);
-      });
+      for (let at = 0; at < times.length; at += 1) {
+        if (!dark(at)) continue;
+        const from = at;
+        while (dark(at + 1)) at += 1;
+        const left = u.valToPos(times[from], "x", true), right = u.valToPos(times[at + 1] ?? times[at], "x", true);
+        u.ctx.fillRect(left, u.bbox.top, Math.max(2, right - left), u.bbox.height);
+      }
       u.ctx.restore();
     }
 
