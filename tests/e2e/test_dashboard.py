@@ -74,7 +74,7 @@ def test_numbers_follow_what_happens(gate: Gate, open_page):
     with gate.holding("slow", 3, priority="high"), gate.holding("slow", 2, priority="low"):
         wait_for_equal(lambda: watched.text("queue"), "5", "the queue as shown")
         wait_for_equal(lambda: watched.text("queue-note"), "3 high, 2 low", "who waits")
-        assert watched.text("tokens") == "0"
+        wait_for_equal(lambda: watched.text("tokens"), "0", "tokens as shown")
     wait_for_equal(lambda: watched.text("queue"), "0", "the queue as shown")
     choose(watched, "All limits")
     wait_until(lambda: "of 6001 configured" in watched.text("rate-note"), "all limits together")
@@ -124,7 +124,7 @@ def test_limit_is_changed_and_given_back(gate: Gate, open_page):
     page.click("text=Back to the configuration")
     wait_until(lambda: rules_of(gate, "quick")["source"] == "configuration", "the way back")
     wait_until(lambda: "configured:" not in page.inner_text("#fields"), "no mark")
-    assert page.input_value("[name=rate_rpm]") == "6000"
+    wait_until(lambda: page.input_value("[name=rate_rpm]") == "6000", "the field goes back")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_page_says_that_there_is_no_data_and_comes_back(browser):
 
         gate.envoy.resume()
         wait_until(lambda: live(watched) == "live", "the page is live again")
-        assert not page.is_visible("#gone")
+        wait_until(lambda: not page.is_visible("#gone"), "nothing is said of missing data")
         wait_until(lambda: "0 in all" in watched.text("through-note"), "counters of the new one")
         assert watched.complaints == []
         watched.close()
