@@ -21,6 +21,7 @@ fn rules() -> Rules {
         window: Micros::ZERO,
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: false,
+        shadow: false,
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(40),

@@ -228,6 +228,7 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
             },
             patience: Patience { low, others },
             may_fall_back: matches!(raw.queue_full_policy, Some(raw::QueueFullPolicy::Passthrough)),
+            shadow: matches!(raw.mode, Some(raw::Mode::Shadow)),
         },
     })
 }

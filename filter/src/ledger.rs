@@ -39,6 +39,8 @@ pub struct Rules {
     pub patience: Patience,
     /// Whether requests may wait outside a full queue.
     pub may_fall_back: bool,
+    /// Whether nothing is held or refused, and what would have been is only reported.
+    pub shadow: bool,
     /// The configured rate and how 429s reduce it.
     pub retreat: RetreatRules,
 }

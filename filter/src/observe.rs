@@ -2,6 +2,7 @@
 //! concern.
 
 use crate::ledger::Snapshot;
+use crate::outcome::Outcome;
 use crate::priority::{LANES, Priority};
 use crate::retreat::Transition;
 use crate::units::{LimitId, Micros};
@@ -11,6 +12,11 @@ pub trait Observer {
     /// A request got its token after `waited`.
     fn granted(&mut self, limit: LimitId, priority: Priority, waited: Micros) {
         let _ = (limit, priority, waited);
+    }
+
+    /// In shadow mode: this would have become of a request, after `waited`.
+    fn shadowed(&mut self, limit: LimitId, priority: Priority, outcome: Outcome, waited: Micros) {
+        let _ = (limit, priority, outcome, waited);
     }
 
     /// A request waits outside the full queue.

@@ -101,6 +101,17 @@ impl Queue {
         })
     }
 
+    /// All of them, lane by lane.
+    pub fn all(&self) -> impl Iterator<Item = &Waiting> {
+        self.lanes.iter().flat_map(BTreeMap::values)
+    }
+
+    /// A request as it waits; `None` if it does not.
+    pub fn get(&self, request: RequestId) -> Option<&Waiting> {
+        let (lane, place) = self.places.get(&request)?;
+        self.lanes.get(lane.index())?.get(place)
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         self.places.len()

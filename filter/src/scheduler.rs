@@ -12,6 +12,9 @@ use crate::queue::{Queue, Waiting};
 use crate::retreat::{Answer, Transition};
 use crate::store::{Store, StoreError};
 use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
+use shadow::Shadow;
+
+mod shadow;
 
 /// What the shell must do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +56,7 @@ struct Limit {
     /// The rules in force, as of the last look at the ledger.
     rules: Rules,
     queue: Queue,
+    shadow: Shadow,
     /// When to look at the ledger again because someone waits here, or has just left.
     look_again_at: Option<Instant>,
     /// When to look at it once more so that the gauges show its state at rest.
@@ -170,8 +174,8 @@ impl Scheduler {
         actions
     }
 
-    /// The upstream answered a request, after so many `retries` by Envoy's router. Returns a picture of the ledger after that, for the response's headers, and what
-    /// there is to do.
+    /// The upstream answered a request, after so many `retries` by Envoy's router. Returns a picture of the ledger after
+    /// that, for the response's headers, and what there is to do.
     pub fn answer<S: Store>(
         &mut self,
         id: LimitId,
@@ -226,6 +230,7 @@ impl Limit {
             key: Ledger::key(name),
             rules,
             queue: Queue::default(),
+            shadow: Shadow::default(),
             look_again_at: None,
             refresh_at: None,
         }
@@ -312,6 +317,13 @@ impl Limit {
                 }));
                 self.look_again_at = Some(now.after(TRY_AGAIN));
             }
+        }
+        let on = self.rules.shadow;
+        let before = queue.len();
+        let actions = self.shadow.cast(on, arrival, &mut queue, actions, id, observer);
+        if queue.len() < before {
+            // The board still counts those who were taken out.
+            self.look_again_at = Some(now);
         }
         self.queue = queue;
         actions

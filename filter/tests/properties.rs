@@ -21,6 +21,7 @@ fn rules(rpm: u32, capacity: u32, queue_max: u32) -> Rules {
         window: Micros::ZERO,
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: queue_max.is_multiple_of(2),
+        shadow: false,
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(rpm),

@@ -45,7 +45,7 @@ impl Setup {
             retry_after_max: Micros::from_secs(300),
         };
         let Self { capacity, queue_max, aging, patience, may_fall_back, .. } = self;
-        Rules { capacity, window: Micros::ZERO, queue_max, aging, patience, may_fall_back, retreat }
+        Rules { capacity, window: Micros::ZERO, queue_max, aging, patience, may_fall_back, shadow: false, retreat }
     }
 }
 

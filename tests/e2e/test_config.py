@@ -86,10 +86,9 @@ REFUSED: dict[str, tuple[object, str]] = {
     "cut off": ('{"limits":[', ""),
     "a list": ("[]", ""),
     "trailing text": ("{} {}", ""),
-    # Features that come later are refused until they work.
     "a window that holds no request": (only(rate_rpm=1, window_s=30), "limits[0].window_s"),
     "a negative window": (only(window_s=-1), "limits[0].window_s"),
-    "mode": (only(mode="shadow"), "limits[0].mode"),
+    "unknown mode": (only(mode="dark"), "limits[0].mode"),
     "console beside limits": (only() | {"console": {}}, "console"),
     "console no object": ({"console": True}, "console"),
     "unknown field of the console": ({"console": {"port": 1}}, "console.port"),
@@ -112,14 +111,6 @@ def test_bad_configuration_is_refused_with_its_reason(gate: Gate, name: str):
     # The old configuration goes on working.
     answer = gate.client.chat(gate.model("nvidia"))
     assert (answer.status, answer.header("x-nimgate-queue-ms")) == (200, "0")
-
-
-@pytest.mark.parametrize("value", [only(mode="enforce")], ids=json.dumps)
-def test_refusal_of_a_later_feature_says_that_it_is_not_there_yet(gate: Gate, value: dict):
-    # Not the values used above: Envoy remembers what was refused and does not ask the filter again.
-    read_before = len(gate.envoy.log())
-    assert not gate.envoy.reload(value)
-    assert "does not exist in this version" in gate.envoy.log()[read_before:]
 
 
 def test_enormous_configuration_harms_nobody(gate: Gate):

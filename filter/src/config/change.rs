@@ -3,7 +3,7 @@
 //! It names fields by the configuration's names. What it leaves out stays as it is in force; `null` gives a field back
 //! to the configuration.
 
-use super::raw::{self, Number, Object, QueueFullPolicy};
+use super::raw::{self, Mode, Number, Object, QueueFullPolicy};
 use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, WINDOW_S_MAX, check_window, seconds, whole, wrong};
 use crate::ledger::Rules;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
@@ -28,6 +28,8 @@ pub struct Change {
     queue_max_size: Given<Number>,
     #[serde(default, deserialize_with = "given")]
     queue_full_policy: Given<QueueFullPolicy>,
+    #[serde(default, deserialize_with = "given")]
+    mode: Given<Mode>,
     #[serde(default, deserialize_with = "given")]
     low_priority_timeout_s: Given<Number>,
     #[serde(default, deserialize_with = "given")]
@@ -107,6 +109,10 @@ impl Change {
         if let Some(policy) = self.queue_full_policy {
             rules.may_fall_back =
                 policy.map_or(configured.may_fall_back, |policy| policy == QueueFullPolicy::Passthrough);
+        }
+        set(self.mode.is_some());
+        if let Some(mode) = self.mode {
+            rules.shadow = mode.map_or(configured.shadow, |mode| mode == Mode::Shadow);
         }
         set(self.low_priority_timeout_s.is_some());
         if let Some(low) = self.low_priority_timeout_s {

@@ -6,7 +6,7 @@
 use super::ConfigError;
 use core::fmt;
 use core::marker::PhantomData;
-use serde::de::{self, Deserialize, Deserializer, IgnoredAny, Visitor};
+use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 #[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +29,7 @@ pub struct Limit {
     pub rate_rpm: Option<Number>,
     pub bucket_capacity: Option<Number>,
     pub window_s: Option<Number>,
-    pub mode: Option<IgnoredAny>,
+    pub mode: Option<Mode>,
     pub queue_max_size: Option<Number>,
     pub queue_full_policy: Option<QueueFullPolicy>,
     pub low_priority_timeout_s: Option<Number>,
@@ -85,6 +85,13 @@ pub struct UpstreamFields {
 pub enum QueueFullPolicy {
     Reject,
     Passthrough,
+}
+
+#[derive(serde::Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Enforce,
+    Shadow,
 }
 
 #[derive(serde::Deserialize)]
@@ -210,7 +217,6 @@ pub fn parse(json: &[u8]) -> Result<Config, ConfigError> {
         return Ok(Config::default());
     }
     let config: Config = document(json)?;
-    refuse_future(&config)?;
     Ok(config)
 }
 
@@ -223,18 +229,6 @@ pub fn document<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ConfigEr
     })?;
     document.end().map_err(|error| super::wrong("", &error.to_string()))?;
     Ok(value)
-}
-
-fn refuse_future(config: &Config) -> Result<(), ConfigError> {
-    let not_yet = |path: &str, what: &str| {
-        Err(super::wrong(path, &format!("{what} does not exist in this version of nimgate; remove the field")))
-    };
-    for (at, limit) in config.limits.iter().flatten().enumerate() {
-        if limit.mode.is_some() {
-            return not_yet(&format!("limits[{at}].mode"), "the shadow mode");
-        }
-    }
-    Ok(())
 }
 
 /// The largest configuration that is read: far above any real one, far below what would hurt.

@@ -76,7 +76,7 @@ fn each_refusal_names_the_path() {
         ),
         (r#"{"limits": [{"name": "n", "aging_s": -1}]}"#, "limits[0].aging_s: must be at least 0.001"),
         (r#"{"limits": [{"name": "n", "rate_rpm": 1, "window_s": 30}]}"#, "limits[0].window_s: must be long enough"),
-        (r#"{"limits": [{"name": "n", "mode": "shadow"}]}"#, "limits[0].mode: the shadow mode does not exist"),
+        (r#"{"limits": [{"name": "n", "mode": "dark"}]}"#, "limits[0].mode: unknown variant"),
         (r#"{"console": {}, "limits": []}"#, "console: can't be given together with limits"),
         (r#"{"console": {"port": 1}}"#, "console.port: unknown field"),
         (r#"{"console": {"admin_token": "short"}}"#, "console.admin_token: must have at least 16 characters"),

@@ -175,6 +175,7 @@ impl Writer {
         self.u64(rules.patience.low.get());
         self.u64(rules.patience.others.get());
         self.u32(u32::from(rules.may_fall_back));
+        self.u32(u32::from(rules.shadow));
     }
 }
 
@@ -220,6 +221,7 @@ impl Reader<'_> {
             window: Micros::new(self.u64()?),
             patience: Patience { low: Micros::new(self.u64()?), others: Micros::new(self.u64()?) },
             may_fall_back: self.flag()?,
+            shadow: self.flag()?,
         };
         (capacity > 0).then_some(rules)
     }

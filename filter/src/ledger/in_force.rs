@@ -145,6 +145,7 @@ mod tests {
             window: Micros::ZERO,
             patience: Patience { low: Micros::from_secs(1), others: Micros::from_secs(1) },
             may_fall_back: false,
+            shadow: false,
             retreat: RetreatRules {
                 enabled: true,
                 base: MilliRpm::from_rpm(60),

@@ -13,6 +13,7 @@ const RULES: Rules = Rules {
     window: Micros::ZERO,
     patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
     may_fall_back: false,
+    shadow: false,
     retreat: RetreatRules {
         enabled: true,
         base: MilliRpm::from_rpm(60),

@@ -25,6 +25,7 @@ fn rules(rpm: u32, capacity: u32) -> Rules {
         },
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: false,
+        shadow: false,
     }
 }
 
@@ -380,4 +381,56 @@ fn an_earlier_configuration_comes_back_with_its_connections() {
     // The other worker learns of it when it next looks.
     b.look(limit, at(6_000), &mut store, &mut ());
     assert_eq!(b.rules(limit), Some(&slow));
+}
+
+/// What shadow mode reported.
+#[derive(Default)]
+struct Shadows(Vec<(Priority, Outcome)>);
+
+impl Observer for Shadows {
+    fn shadowed(&mut self, _: LimitId, priority: Priority, outcome: Outcome, _: Micros) {
+        self.0.push((priority, outcome));
+    }
+}
+
+#[test]
+fn in_shadow_mode_everyone_goes_at_once_and_what_would_have_been_is_told() {
+    let (mut scheduler, mut store, mut shadows) = (Scheduler::default(), MemoryStore::default(), Shadows::default());
+    let rules = Rules { shadow: true, queue_max: 2, ..rules(1, 1) };
+    let limit = scheduler.configure("nvidia", rules, at(0), &mut store, &mut shadows);
+    let from = origin(rules);
+    let mut resumed_ids = Vec::new();
+    for (id, priority) in [(1, Priority::Low), (2, Priority::Low), (3, Priority::Normal), (4, Priority::High)] {
+        let actions =
+            scheduler.arrive(limit, RequestId(id), priority, &from, A, at(u64::from(id)), &mut store, &mut shadows);
+        assert!(refused(&actions).is_empty());
+        resumed_ids.extend(resumed(&actions));
+    }
+    assert_eq!(resumed_ids, [1, 2, 3, 4]);
+    assert_eq!(shadows.0, [(Priority::Low, Outcome::Forwarded), (Priority::High, Outcome::QueueFull)]);
+    let mut later = Vec::new();
+    while scheduler.waiting(limit) > 0 {
+        let now = scheduler.next_wakeup().expect("someone waits");
+        later.extend(scheduler.wake(false, A, now, &mut store, &mut shadows));
+    }
+    assert!(resumed(&later).is_empty() && refused(&later).is_empty());
+    let low_gave_up = (Priority::Low, Outcome::RateLimited);
+    assert_eq!(shadows.0.get(2..), Some(&[low_gave_up, (Priority::Normal, Outcome::Forwarded)][..]));
+}
+
+#[test]
+fn switching_shadow_mode_frees_who_waits_and_then_makes_room() {
+    let mut one = One::new(rules(1, 1));
+    assert_eq!(resumed(&one.arrive(1, Priority::Normal, at(0))), [1]);
+    assert!(resumed(&one.arrive(2, Priority::Normal, at(1))).is_empty());
+    one.configure(Rules { shadow: true, ..rules(1, 1) }, at(2));
+    assert_eq!(resumed(&one.wake(at(2))), [2]);
+    assert_eq!(resumed(&one.arrive(3, Priority::Normal, at(3))), [3]);
+    assert_eq!(one.gauge.0.iter().sum::<i64>(), 2, "both would wait");
+    one.configure(rules(1, 1), at(4));
+    one.wake(at(4));
+    one.wake(at(4));
+    assert_eq!((one.scheduler.waiting(one.limit), one.gauge.0), (0, [0; LANES]));
+    assert!(resumed(&one.arrive(4, Priority::Normal, at(5))).is_empty());
+    assert_eq!(resumed(&one.wake(at(60_000))), [4], "those who were let go took none of its tokens");
 }

@@ -65,6 +65,7 @@ mod raw {
         ) -> u32;
         pub fn proxy_remove_header_map_value(map: u32, key: *const u8, key_size: usize) -> u32;
         pub fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, value_size: usize) -> u32;
         pub fn proxy_get_shared_data(
             key: *const u8,
             key_size: usize,
@@ -217,6 +218,12 @@ pub fn property(path: &str) -> Option<Vec<u8>> {
         OK => Some(owned(data, size)),
         _ => None,
     }
+}
+
+/// Writes a property of the effective stream. It lies in the stream's filter state as `wasm.` and the path.
+pub fn set_property(path: &str, value: &[u8]) -> Result<(), Refused> {
+    // SAFETY: the pointers and lengths are those of live slices.
+    checked(unsafe { raw::proxy_set_property(path.as_ptr(), path.len(), value.as_ptr(), value.len()) })
 }
 
 /// A whole number among the properties.

@@ -178,6 +178,7 @@ impl Http {
                 let snapshot = limit.and_then(|limit| worker::with(|worker| worker.look(limit, stream.id))).flatten();
                 Self::tell(granted.waited, snapshot);
             }
+            stream.note(limit, outcome, None);
             stream.become_(State::Answered(limit, outcome));
             self.reword(stream, limit, outcome, ends_here);
         }

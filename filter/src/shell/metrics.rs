@@ -32,6 +32,7 @@ struct Key(Metric, Option<usize>, &'static str, &'static str);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Metric {
     Requests,
+    Shadow,
     Passthrough,
     Fallback,
     Unclassifiable,
@@ -59,6 +60,7 @@ impl Metric {
         use MetricKind::{Counter, Gauge, Histogram};
         match self {
             Self::Requests => ("nimgate_requests_total", Counter, "priority", "outcome"),
+            Self::Shadow => ("nimgate_shadow_total", Counter, "priority", "outcome"),
             Self::Passthrough => ("nimgate_passthrough_total", Counter, "", ""),
             Self::Fallback => ("nimgate_fallback_total", Counter, "", ""),
             Self::Unclassifiable => ("nimgate_unclassifiable_total", Counter, "reason", ""),
@@ -287,6 +289,10 @@ impl Observer for Metrics {
 
     fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot) {
         self.remember(limit, &Entry::of_rules(snapshot, "a new configuration", host::wall_clock_s()));
+    }
+
+    fn shadowed(&mut self, limit: LimitId, priority: Priority, outcome: Outcome, _: Micros) {
+        self.add(Key(Metric::Shadow, Some(limit.0), priority.name(), outcome.label()), 1);
     }
 
     fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot) {

@@ -84,6 +84,8 @@ pub struct Stream {
     pub priority: Cell<Priority>,
     /// Whether the client sent `authorization`.
     pub has_authorization: Cell<bool>,
+    /// Whether the access log knows limit and priority.
+    is_noted: Cell<bool>,
 }
 
 impl Stream {
@@ -95,6 +97,7 @@ impl Stream {
             plugin,
             state: RefCell::new(State::New),
             has_authorization: Cell::new(false),
+            is_noted: Cell::new(false),
         }
     }
 
@@ -132,6 +135,24 @@ impl Stream {
         }
     }
 
+    /// Tells Envoy's access log, through the stream's filter state, how the request stands with this limit. Said when it
+    /// begins to wait, with what is true if it is never said again: its client left. The stream's own context must be in
+    /// effect.
+    pub fn note(&self, limit: Option<usize>, outcome: Outcome, waited: Option<Micros>) {
+        let mut said = vec![("nimgate.outcome", outcome.label().to_owned())];
+        if let Some(waited) = waited {
+            said.push(("nimgate.queue_ms", waited.as_millis().to_string()));
+        }
+        if !self.is_noted.replace(true) {
+            said.push(("nimgate.limit", self.limit_name(limit).to_owned()));
+            said.push(("nimgate.priority", self.priority.get().name().to_owned()));
+        }
+        for (path, value) in said {
+            // A log line without it is no reason to treat the request differently.
+            let _ = host::set_property(path, value.as_bytes());
+        }
+    }
+
     /// Prepares the request for the upstream of its limit. The stream's own context must be in effect, and its headers
     /// still be held.
     pub fn go(&self, waited: Micros, now: Instant) {
@@ -150,6 +171,7 @@ impl Stream {
                 event!(error, "host_refused", "call": "set request header", "header": header, "status": refused.0);
             }
         }
+        self.note(Some(limit), Outcome::Forwarded, Some(waited));
         self.become_(State::Granted(Granted { limit, at: now, waited, answered: false }));
     }
 
@@ -160,6 +182,7 @@ impl Stream {
         headers: &[(&'static str, String)],
         reason: Option<Reason>,
         rules: Option<&Rules>,
+        waited: Option<Micros>,
     ) {
         let limit = match *self.state.borrow() {
             State::Waiting(limit) => Some(limit),
@@ -169,6 +192,7 @@ impl Stream {
         let body = failure.body(&self.message(limit, outcome, reason, rules));
         let mut all = vec![("content-type", "application/json")];
         all.extend(headers.iter().map(|(name, value)| (*name, value.as_str())));
+        self.note(limit, outcome, waited);
         let details = format!("nimgate_{}", failure.code);
         if let Err(refused) = host::reply(failure.status, &details, &all, &body) {
             event!(error, "host_refused", "call": "local reply", "status": refused.0);

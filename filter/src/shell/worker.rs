@@ -156,6 +156,9 @@ impl Worker {
             &mut self.metrics,
         );
         self.carry_out(actions, current);
+        if stream.waits_for().is_some() {
+            let _ = host::on_behalf_of(stream.id, current, || stream.note(Some(at), Outcome::ClientLeft, None));
+        }
         self.arm(current);
     }
 
@@ -312,7 +315,7 @@ impl Worker {
             }
             Verdict::Reject(reason) => {
                 let _ = host::on_behalf_of(stream.id, current, || {
-                    stream.refuse(Outcome::Unreadable, &[], Some(reason), None);
+                    stream.refuse(Outcome::Unreadable, &[], Some(reason), None, None);
                 });
                 false
             }
@@ -349,7 +352,7 @@ impl Worker {
                     let _ = host::on_behalf_of(stream.id, current, || {
                         let mut headers = told_headers(waited, snapshot.as_ref(), now);
                         headers.push(("retry-after", retry_after_s.to_string()));
-                        stream.refuse(outcome, &headers, None, rules.as_ref());
+                        stream.refuse(outcome, &headers, None, rules.as_ref(), Some(waited));
                     });
                 }
                 // A worker that can't be woken finds out by its own timer, a grace later.

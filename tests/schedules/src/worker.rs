@@ -24,6 +24,7 @@ pub fn rules(capacity: u32) -> Rules {
         aging: None,
         patience: Patience { low: Micros::from_secs(1_000), others: Micros::from_secs(1_000) },
         may_fall_back: false,
+        shadow: false,
         retreat: RetreatRules {
             enabled: true,
             base: MilliRpm::from_rpm(60),

@@ -8,6 +8,7 @@ const rules = (() => {
     ["window_s", "Window, s (0 is off)"],
     ["queue_max_size", "Queue size"],
     ["queue_full_policy", "When the queue is full", ["reject", "passthrough"]],
+    ["mode", "Mode", ["enforce", "shadow"]],
     ["request_timeout_s", "Longest wait, s"],
     ["low_priority_timeout_s", "Longest wait of low, s"],
     ["aging_s", "Ageing, s (0 is off)"],
@@ -43,7 +44,7 @@ const rules = (() => {
   };
   const written = (path, text) => {
     if (path === "retreat.enabled") return text === "on";
-    if (path === "queue_full_policy") return text;
+    if (path === "queue_full_policy" || path === "mode") return text;
     // What is no number goes as it is, so that the refusal says what is wrong with it.
     return text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
   };

@@ -122,6 +122,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             give(&mut call, &value, data, size)
         },
     )?;
+    linker.func_wrap("env", "proxy_set_property", |_: Call<'_>, _: u32, _: u32, _: u32, _: u32| OK)?;
     linker.func_wrap("env", "proxy_set_buffer_bytes", |_: Call<'_>, _: u32, _: u32, _: u32, _: u32, _: u32| OK)?;
     Ok(())
 }
