@@ -27,6 +27,7 @@ fn rules() -> Rules {
             base: MilliRpm::from_rpm(40),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            window: Micros::from_secs(60),
         },
     }
 }

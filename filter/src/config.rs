@@ -225,12 +225,18 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
                 base: MilliRpm::from_rpm(rate_rpm),
                 floor: MilliRpm::from_rpm(floor_rpm),
                 retry_after_max: Micros::from_secs(u64::from(retry_after_max)),
+                window: counting_window(window),
             },
             patience: Patience { low, others },
             may_fall_back: matches!(raw.queue_full_policy, Some(raw::QueueFullPolicy::Passthrough)),
             shadow: matches!(raw.mode, Some(raw::Mode::Shadow)),
         },
     })
+}
+
+/// The window by which the retreat measures time: the limit's own, or the minute in which rates are told.
+fn counting_window(window: Micros) -> Micros {
+    if window == Micros::ZERO { Micros::from_secs(60) } else { window }
 }
 
 /// A window in which not even one request fits would let none through.

@@ -266,6 +266,7 @@ impl Ledger {
                 break;
             }
             self.guard.count(1);
+            self.retreat.granted(self.in_force.rules.retreat, now);
             granted = granted.saturating_add(1);
             changed = true;
             let served = mine.advance();
@@ -379,7 +380,8 @@ impl Ledger {
     }
 
     fn flow(&self) -> Flow {
-        Flow { rate: self.retreat.rate(), capacity: self.in_force.rules.capacity }
+        let rules = self.rules();
+        Flow { rate: self.retreat.rate(), capacity: self.retreat.burst(rules.retreat, rules.capacity) }
     }
 }
 

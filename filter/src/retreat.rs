@@ -16,6 +16,11 @@
 //! that a better controller can take this one's place.
 
 use crate::units::{Instant, Micros, MilliRpm};
+use curve::Curve;
+use meter::Meter;
+
+pub mod curve;
+pub mod meter;
 
 /// What the operator configured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +33,8 @@ pub struct RetreatRules {
     pub floor: MilliRpm,
     /// The longest `Retry-After` that is obeyed.
     pub retry_after_max: Micros,
+    /// The window in which the upstream counts: all spans of the retreat are parts or multiples of it.
+    pub window: Micros,
 }
 
 /// The state that the operator sees.
@@ -123,12 +130,21 @@ pub struct Transition {
 pub struct Retreat {
     pub(crate) phase: Phase,
     pub(crate) rate: MilliRpm,
-    /// When the next step of time is due: the end of the hold, or the next raise.
+    /// The way back, and how long the rate has been on it.
+    pub(crate) curve: Curve,
+    pub(crate) grown: Micros,
+    /// When the next step of time is due: the end of the hold, or the next step of growth.
     pub(crate) due_at: Instant,
     /// The time of the last cut: 429s of requests granted before it are stale.
     pub(crate) cut_at: Instant,
     pub(crate) closed_until: Instant,
-    pub(crate) window: Window,
+    /// Cuts in a row, each before the hold of the one before was over.
+    pub(crate) relapses: u32,
+    /// Cuts in a row that found the ceiling where it was.
+    pub(crate) confirmed: u32,
+    /// Whether each grant closes the gate until the upstream has answered it, or a while has passed.
+    pub(crate) half_open: bool,
+    pub(crate) meter: Meter,
 }
 
 impl Retreat {
@@ -147,6 +163,18 @@ impl Retreat {
         self.rate
     }
 
+    /// The most tokens that may be saved up: as configured at full speed, and otherwise next to none, since what a
+    /// burst would find at a ceiling are refusals.
+    pub fn burst(&self, rules: RetreatRules, capacity: u32) -> u32 {
+        match self.phase {
+            Phase::Normal => capacity,
+            Phase::Retreat | Phase::Recover => {
+                let milli = u64::from(self.rate.get()).saturating_mul(rules.window.get()) / (MINUTE * BURST_PART);
+                u32::try_from(milli / 1_000).unwrap_or(u32::MAX).clamp(1, capacity)
+            }
+        }
+    }
+
     /// Until when no token may be granted, because the upstream asked for that.
     pub fn closed_until(&self) -> Instant {
         self.closed_until
@@ -157,27 +185,30 @@ impl Retreat {
         (self.phase != Phase::Normal).then_some(self.due_at)
     }
 
-    /// The share of 429s among the answers of the last [`WINDOW`], in thousandths.
+    /// The share of 429s among the answers of the last window, in thousandths.
     pub fn throttled_permille(&self, now: Instant) -> u32 {
-        self.window.permille(now)
+        self.meter.refused_permille(now)
     }
 
     /// Lets time pass, and takes up a changed configuration.
     pub fn advance(&mut self, rules: RetreatRules, now: Instant) -> Option<Transition> {
+        self.meter.advance(rules.window, now);
         self.rate = match self.phase {
             Phase::Normal => rules.base,
             Phase::Retreat | Phase::Recover => self.rate.clamp(rules.floor.min(rules.base), rules.base),
         };
         if self.phase != Phase::Normal && !rules.enabled {
             self.closed_until = Instant::ZERO;
+            self.half_open = false;
             self.rate = rules.base;
             return Some(self.enter(Phase::Normal, Reason::SwitchedOff));
         }
         // Steps that nobody looked at in time are made up for one by one, so that the way back takes as long as it
-        // should however seldom anyone looks. Their number is bounded: each raises the rate, and the last one ends it.
+        // should however seldom anyone looks. Their number is bounded, since growth only gets faster.
         let mut transition: Option<Transition> = None;
+        let busy = self.is_busy(rules, now);
         while self.phase != Phase::Normal && now >= self.due_at {
-            let step = self.time_step(rules);
+            let step = self.time_step(rules, busy);
             transition = match (transition, step) {
                 (Some(first), Some(last)) => Some(Transition { from: first.from, ..last }),
                 (first, last) => last.or(first),
@@ -186,42 +217,101 @@ impl Retreat {
         transition
     }
 
+    /// Whether the rate is used, so that the upstream's silence says something of it.
+    fn is_busy(&self, _rules: RetreatRules, now: Instant) -> bool {
+        let granted = self.meter.granted_rate(now);
+        granted.get() > 0 && granted.plus(MilliRpm::from_rpm(1)) >= self.rate.scaled(3, 4)
+    }
+
     /// The step that time alone brings at `due_at`.
-    fn time_step(&mut self, rules: RetreatRules) -> Option<Transition> {
-        self.due_at = self.due_at.after(RAISE_EVERY);
+    fn time_step(&mut self, rules: RetreatRules, busy: bool) -> Option<Transition> {
+        let step = part(rules.window, STEPS);
+        self.due_at = self.due_at.after(step);
         match self.phase {
             Phase::Normal => None,
-            Phase::Retreat => Some(self.enter(Phase::Recover, Reason::HoldPassed)),
+            Phase::Retreat => {
+                self.relapses = 0;
+                Some(self.enter(Phase::Recover, Reason::HoldPassed))
+            }
             Phase::Recover => {
-                let raise = rules.base.scaled(1, RAISES).max(MilliRpm::new(1));
-                self.rate = self.rate.plus(raise).min(rules.base);
+                self.grown = self.grown.plus(if busy { step } else { part(step, IDLE_PART) });
+                self.rate = self.curve.at(self.grown).max(self.rate).min(rules.base);
                 (self.rate == rules.base).then(|| self.enter(Phase::Normal, Reason::BaseReached))
             }
         }
     }
 
+    /// A token was granted. Call [`Retreat::advance`] first.
+    pub fn granted(&mut self, rules: RetreatRules, now: Instant) {
+        self.meter.granted();
+        if self.half_open {
+            self.closed_until = self.closed_until.max(now.after(part(rules.window, PROBE_PART)));
+        }
+    }
+
     /// Takes in one answer of the upstream. Call [`Retreat::advance`] first.
     pub fn step(&mut self, rules: RetreatRules, now: Instant, answer: Answer) -> Option<Transition> {
-        self.window.count(now, answer.throttled);
-        if !rules.enabled || !answer.throttled {
+        self.meter.answered(answer.granted_at, answer.throttled);
+        if !rules.enabled {
+            return None;
+        }
+        let fresh = answer.granted_at >= self.cut_at;
+        if !answer.throttled {
+            if fresh && self.half_open {
+                self.half_open = false;
+                self.closed_until = self.closed_until.min(now);
+            }
             return None;
         }
         if let Some(pause) = answer.retry_after {
             let until = now.after(pause.min(rules.retry_after_max));
             self.closed_until = self.closed_until.max(until);
         }
-        if answer.granted_at < self.cut_at {
+        if !fresh {
             return None;
         }
         let reason = match (self.phase, answer.retry_after) {
             (Phase::Normal, Some(_)) => Reason::RetryAfter,
-            (Phase::Normal, None) if self.window.permille(now) >= SHARE_PERMILLE => Reason::ShareOf429,
-            (Phase::Normal, None) => return None,
+            (Phase::Normal | Phase::Recover, None) => Reason::ShareOf429,
             (Phase::Retreat | Phase::Recover, _) => Reason::Relapse,
         };
+        let before = self.rate;
+        let admitted = self.meter.admitted_rate(now);
+        let known = self.curve.ceiling.get() > 0 && self.phase == Phase::Recover;
+        let near = known && before >= self.curve.ceiling.scaled(9, 10) && before <= self.curve.ceiling.scaled(11, 10);
+        let mut hold = part(rules.window, 4);
+        let after = if self.phase == Phase::Retreat {
+            self.relapses = self.relapses.saturating_add(1);
+            self.confirmed = 0;
+            let pause = part(rules.window, 16).times(1 << self.relapses.min(4));
+            hold = hold.plus(pause);
+            self.half_open = true;
+            self.closed_until = self.closed_until.max(now.after(pause));
+            if self.relapses == 1 { before.scaled(85, 100) } else { before.scaled(70, 100) }
+        } else if near {
+            self.confirmed = self.confirmed.saturating_add(1);
+            before.scaled(98, 100)
+        } else if self.meter.is_full() {
+            self.confirmed = 0;
+            admitted.scaled(98, 100).clamp(before.scaled(70, 100), before.scaled(98, 100))
+        } else {
+            self.confirmed = 0;
+            before.scaled(70, 100)
+        };
+        if answer.retry_after.is_some() {
+            self.half_open = true;
+        }
+        let windows_4th = match self.confirmed { 0 => 6, 1 => 10, _ => 16 };
+        self.curve = Curve {
+            from: after,
+            ceiling: before,
+            plateau: part(rules.window, 4).times(windows_4th),
+            doubling: part(rules.window, 4).times(3),
+        };
+        self.grown = Micros::ZERO;
         self.cut_at = now;
-        self.due_at = now.after(HOLD).max(self.closed_until);
-        self.rate = self.rate.scaled(1, 2).max(rules.floor).min(rules.base);
+        self.due_at = now.after(hold).max(self.closed_until);
+        self.rate = after.max(rules.floor).min(rules.base);
         Some(self.enter(Phase::Retreat, reason))
     }
 
@@ -231,85 +321,15 @@ impl Retreat {
     }
 }
 
-/// Answers and 429s of the last [`WINDOW`], in cells of a sixth of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Window {
-    /// The number of the newest cell, counted from the clock's origin.
-    pub(crate) newest: u64,
-    /// For each cell, by number modulo their count: answers, and 429s among them.
-    pub(crate) cells: [(u32, u32); CELLS],
+fn part(of: Micros, parts: u64) -> Micros {
+    Micros::new(of.get().checked_div(parts).unwrap_or(0).max(1))
 }
 
-impl Window {
-    fn count(&mut self, now: Instant, throttled: bool) {
-        let cell = Self::cell(now);
-        if cell > self.newest {
-            // What the window has moved past is empty again; a leap of any size clears each cell once.
-            for passed in self.newest.saturating_add(1)..=cell.min(self.newest.saturating_add(CELLS as u64)) {
-                self.set(passed, (0, 0));
-            }
-            self.newest = cell;
-        }
-        let (answers, refused) = self.get(cell);
-        self.set(cell, (answers.saturating_add(1), refused.saturating_add(u32::from(throttled))));
-    }
-
-    fn permille(&self, now: Instant) -> u32 {
-        let newest = Self::cell(now);
-        let (mut answers, mut refused) = (0u64, 0u64);
-        for back in 0..CELLS as u64 {
-            let Some(cell) = newest.checked_sub(back) else {
-                break;
-            };
-            if cell <= self.newest && cell.saturating_add(CELLS as u64) > self.newest {
-                let (a, r) = self.get(cell);
-                answers = answers.saturating_add(u64::from(a));
-                refused = refused.saturating_add(u64::from(r));
-            }
-        }
-        refused.saturating_mul(1_000).checked_div(answers).and_then(|share| u32::try_from(share).ok()).unwrap_or(0)
-    }
-
-    fn cell(now: Instant) -> u64 {
-        now.as_micros().checked_div(CELL.get()).unwrap_or(0)
-    }
-
-    fn place(cell: u64) -> usize {
-        cell.checked_rem(CELLS as u64).map_or(0, |place| place as usize)
-    }
-
-    fn get(&self, cell: u64) -> (u32, u32) {
-        self.cells.get(Self::place(cell)).copied().unwrap_or_default()
-    }
-
-    fn set(&mut self, cell: u64, value: (u32, u32)) {
-        if let Some(place) = self.cells.get_mut(Self::place(cell)) {
-            *place = value;
-        }
-    }
-}
-
-/// Cells in the window.
-pub(crate) const CELLS: usize = 6;
-
-/// The length of one cell.
-const CELL: Micros = Micros::from_secs(10);
-
-/// The window over which the share of 429s is taken: the minute in which NVIDIA counts.
-pub const WINDOW: Micros = CELL.times(CELLS as u64);
-
-/// The share of 429s, in thousandths, at which the retreat begins. At 40 requests a minute one 429 among twenty answers
-/// reaches it, and a single stray one among a full minute's answers does not.
-const SHARE_PERMILLE: u32 = 50;
-
-/// How long a cut is held before the rate rises: half a window, so that the upstream's own count can run down.
-const HOLD: Micros = Micros::from_secs(30);
-
-/// The time between two raises.
-const RAISE_EVERY: Micros = Micros::from_secs(10);
-
-/// A raise is this part of the configured rate: from half speed the way back takes five raises, fifty seconds.
-const RAISES: u32 = 10;
+const MINUTE: u64 = 60_000_000;
+const BURST_PART: u64 = 64;
+const STEPS: u64 = 32;
+const IDLE_PART: u64 = 8;
+const PROBE_PART: u64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -322,6 +342,7 @@ mod tests {
         base: MilliRpm::from_rpm(40),
         floor: MilliRpm::from_rpm(1),
         retry_after_max: Micros::from_secs(300),
+        window: Micros::from_secs(60),
     };
 
     fn at(secs: u64) -> Instant {

@@ -27,6 +27,7 @@ fn rules(rpm: u32, capacity: u32, queue_max: u32) -> Rules {
             base: MilliRpm::from_rpm(rpm),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            window: Micros::from_secs(60),
         },
     }
 }

@@ -43,6 +43,7 @@ impl Setup {
             base: MilliRpm::from_rpm(self.rpm),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            window: Micros::from_secs(60),
         };
         let Self { capacity, queue_max, aging, patience, may_fall_back, .. } = self;
         Rules { capacity, window: Micros::ZERO, queue_max, aging, patience, may_fall_back, shadow: false, retreat }

@@ -4,7 +4,7 @@
 //! to the configuration.
 
 use super::raw::{self, Mode, Number, Object, QueueFullPolicy};
-use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, WINDOW_S_MAX, check_window, seconds, whole, wrong};
+use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, WINDOW_S_MAX, check_window, counting_window, seconds, whole, wrong};
 use crate::ledger::Rules;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
 use serde::Deserialize;
@@ -100,6 +100,7 @@ impl Change {
                 Some(window) => Micros::from_secs(u64::from(whole(Some(window), "window_s", 0, WINDOW_S_MAX, 0)?)),
                 None => configured.window,
             };
+            rules.retreat.window = counting_window(rules.window);
         }
         set(self.queue_max_size.is_some());
         if let Some(queue_max) = self.queue_max_size {

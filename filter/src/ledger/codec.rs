@@ -9,7 +9,9 @@ use super::{Due, Ledger, Rules, Served};
 use crate::bucket::Bucket;
 use crate::priority::{LANES, Priority};
 use crate::queue::{LaneHead, Patience};
-use crate::retreat::{CELLS, Phase, Retreat, RetreatRules, Window};
+use crate::retreat::curve::Curve;
+use crate::retreat::meter::{self, Cell, Meter};
+use crate::retreat::{Phase, Retreat, RetreatRules};
 use crate::units::{Instant, Micros, MilliRpm, RATE_RPM_MAX, WorkerId};
 use crate::window_guard::{KEPT, WindowGuard};
 
@@ -45,10 +47,21 @@ impl Ledger {
         out.instant(retreat.due_at);
         out.instant(retreat.cut_at);
         out.instant(retreat.closed_until);
-        out.u64(retreat.window.newest);
-        for (answers, refused) in retreat.window.cells {
-            out.u32(answers);
-            out.u32(refused);
+        out.u32(retreat.curve.from.get());
+        out.u32(retreat.curve.ceiling.get());
+        out.u64(retreat.curve.plateau.get());
+        out.u64(retreat.curve.doubling.get());
+        out.u64(retreat.grown.get());
+        out.u32(retreat.relapses);
+        out.u32(retreat.confirmed);
+        out.u32(u32::from(retreat.half_open));
+        out.u64(retreat.meter.window.get());
+        out.u64(retreat.meter.newest);
+        for cell in &retreat.meter.cells {
+            out.u32(cell.granted);
+            out.u32(cell.wasted);
+            out.u32(cell.answers);
+            out.u32(cell.refused);
         }
         for served in self.served {
             out.u64(served.count);
@@ -103,13 +116,24 @@ impl Ledger {
             due_at: from.instant()?,
             cut_at: from.instant()?,
             closed_until: from.instant()?,
-            window: {
-                let newest = from.u64()?;
-                let mut cells = [(0, 0); CELLS];
+            curve: Curve {
+                from: MilliRpm::new(from.u32()?),
+                ceiling: MilliRpm::new(from.u32()?),
+                plateau: Micros::new(from.u64()?),
+                doubling: Micros::new(from.u64()?),
+            },
+            grown: Micros::new(from.u64()?),
+            relapses: from.u32()?,
+            confirmed: from.u32()?,
+            half_open: from.flag()?,
+            meter: {
+                let (window, newest) = (Micros::new(from.u64()?), from.u64()?);
+                let mut cells = [Cell::default(); meter::KEPT];
                 for cell in &mut cells {
-                    *cell = (from.u32()?, from.u32()?);
+                    *cell =
+                        Cell { granted: from.u32()?, wasted: from.u32()?, answers: from.u32()?, refused: from.u32()? };
                 }
-                Window { newest, cells }
+                Meter { window, newest, cells }
             },
         };
         let mut served = [Served::default(); Priority::ALL.len()];
@@ -171,6 +195,7 @@ impl Writer {
         self.u32(u32::from(rules.retreat.enabled));
         self.u32(rules.retreat.floor.get());
         self.u64(rules.retreat.retry_after_max.get());
+        self.u64(rules.retreat.window.get());
         self.u64(rules.window.get());
         self.u64(rules.patience.low.get());
         self.u64(rules.patience.others.get());
@@ -217,7 +242,13 @@ impl Reader<'_> {
             capacity,
             queue_max,
             aging: (aging > 0).then(|| Micros::new(aging)),
-            retreat: RetreatRules { enabled, base, floor, retry_after_max: Micros::new(self.u64()?) },
+            retreat: RetreatRules {
+                enabled,
+                base,
+                floor,
+                retry_after_max: Micros::new(self.u64()?),
+                window: Micros::new(self.u64()?),
+            },
             window: Micros::new(self.u64()?),
             patience: Patience { low: Micros::new(self.u64()?), others: Micros::new(self.u64()?) },
             may_fall_back: self.flag()?,
@@ -236,7 +267,10 @@ const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
 
 /// Bytes before the slots.
 const FIXED_BYTES: usize =
-    4 + 2 * RULES_BYTES + 4 + 24 + 24 + 16 + KEPT * 4 + 4 + 8 + 24 + 8 + CELLS * 8 + 16 * Priority::ALL.len() + 16 + 4;
+    4 + 2 * RULES_BYTES + 4 + 24 + 24 + 16 + KEPT * 4 + 4 + RETREAT_BYTES + 16 * Priority::ALL.len() + 16 + 4;
+
+/// Bytes of the retreat's state: itself, the curve, the meter.
+const RETREAT_BYTES: usize = 8 + 24 + 24 + 8 + 12 + 16 + meter::KEPT * 16;
 
 /// Bytes of a set of rules.
-const RULES_BYTES: usize = 12 + 8 + 8 + 8 + 8 + 16 + 4;
+const RULES_BYTES: usize = 12 + 8 + 8 + 8 + 8 + 8 + 16 + 4 + 4;

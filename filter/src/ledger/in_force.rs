@@ -151,6 +151,7 @@ mod tests {
                 base: MilliRpm::from_rpm(60),
                 floor: MilliRpm::from_rpm(1),
                 retry_after_max: Micros::ZERO,
+                window: Micros::from_secs(60),
             },
         }
     }

@@ -19,6 +19,7 @@ const RULES: Rules = Rules {
         base: MilliRpm::from_rpm(60),
         floor: MilliRpm::from_rpm(1),
         retry_after_max: Micros::from_secs(300),
+        window: Micros::from_secs(60),
     },
 };
 const A: WorkerId = WorkerId(1);

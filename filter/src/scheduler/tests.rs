@@ -22,6 +22,7 @@ fn rules(rpm: u32, capacity: u32) -> Rules {
             base: MilliRpm::from_rpm(rpm),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            window: Micros::from_secs(60),
         },
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
         may_fall_back: false,

@@ -28,14 +28,14 @@ pub struct Rules {
     pub window_s: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Limiter {
     state: State,
     /// Callers on several threads may arrive a few microseconds out of order; time never runs backwards in here.
     last_us: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Open,
     /// `level` counts in units of which one token costs `MINUTE_US`, so that each microsecond adds exactly `rpm`.

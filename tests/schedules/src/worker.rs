@@ -30,6 +30,7 @@ pub fn rules(capacity: u32) -> Rules {
             base: MilliRpm::from_rpm(60),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            window: Micros::from_secs(60),
         },
     }
 }

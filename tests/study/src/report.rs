@@ -1,0 +1,84 @@
+//! What is told of a run.
+
+use crate::engine::Record;
+use crate::scenario::Class;
+use crate::{Time, WINDOW};
+use serde::Serialize;
+
+/// The figures of one controller in one scenario under one demand, over all seeds.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Figures {
+    /// Admitted requests as a share of the omniscient scheduler's.
+    pub goodput: f64,
+    /// The lowest of all seeds.
+    pub goodput_worst: f64,
+    /// 429s as a share of all answers.
+    pub refused: f64,
+    /// 503s of full workers as a share of all answers.
+    pub worker_full: f64,
+    /// 429s in the first ten windows.
+    pub refused_at_first: f64,
+    /// The longest time, in seconds, in which someone waited and nobody got a token.
+    pub longest_idle_s: f64,
+    /// Windows from the limit's rise until a window begins that holds 95 % of it; the mean over all seeds.
+    pub back_after: Option<f64>,
+    /// The longest of all seeds.
+    pub back_after_worst: Option<f64>,
+    /// The wait of `urgent` requests in seconds: median and 99th percentile.
+    pub urgent_p50_s: f64,
+    pub urgent_p99_s: f64,
+    /// Windows until one begins in which 95 % of the limit is used; the mean over all seeds.
+    pub settled_after: Option<f64>,
+}
+
+/// One line of the result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub scenario: &'static str,
+    pub about: &'static str,
+    pub class: Class,
+    pub demand: &'static str,
+    pub controller: &'static str,
+    pub figures: Figures,
+    /// The rate in force over time and the limit, of the first seed.
+    pub rates: Vec<(f64, f64)>,
+}
+
+/// Puts the runs of several seeds together: of each the record, and the omniscient scheduler's.
+pub fn figures(runs: &[(Record, Record)], rise: Option<(Time, u64)>) -> Figures {
+    let n = runs.len() as f64;
+    let mut figures = Figures { goodput_worst: f64::INFINITY, ..Figures::default() };
+    let mut waits: Vec<Time> = Vec::new();
+    let mut back = Vec::new();
+    for (record, omniscient) in runs {
+        let goodput = record.admitted.len() as f64 / omniscient.admitted.len().max(1) as f64;
+        let answers = (record.admitted.len() + record.refused.len() + record.worker_full).max(1) as f64;
+        figures.goodput += goodput / n;
+        figures.goodput_worst = figures.goodput_worst.min(goodput);
+        figures.refused += record.refused.len() as f64 / answers / n;
+        figures.worker_full += record.worker_full as f64 / answers / n;
+        figures.refused_at_first += record.refused.iter().filter(|at| **at < 10 * WINDOW).count() as f64 / n;
+        figures.longest_idle_s = figures.longest_idle_s.max(record.longest_idle as f64 / 1e6);
+        waits.extend(&record.urgent_waits);
+        if let Some((at, limit)) = rise {
+            back.push(back_after(&record.admitted, at, limit));
+        }
+    }
+    waits.sort_unstable();
+    let wait = |permille: usize| waits.get(waits.len() * permille / 1000).map_or(0.0, |wait| *wait as f64 / 1e6);
+    figures.urgent_p50_s = wait(500);
+    figures.urgent_p99_s = wait(990);
+    if !back.is_empty() {
+        figures.back_after = Some(back.iter().sum::<f64>() / back.len() as f64);
+        figures.back_after_worst = back.into_iter().reduce(f64::max);
+    }
+    figures
+}
+
+/// Windows from the rise at `at` until a window begins that holds 95 % of `limit`.
+fn back_after(admitted: &[Time], at: Time, limit: u64) -> f64 {
+    let after: Vec<Time> = admitted.iter().copied().filter(|then| *then >= at).collect();
+    let needed = (limit as f64 * 0.95).ceil() as usize;
+    let found = after.windows(needed).find(|part| part[needed - 1] - part[0] <= WINDOW);
+    found.map_or(f64::INFINITY, |part| (part[0] - at) as f64 / WINDOW as f64)
+}
