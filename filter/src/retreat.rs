@@ -144,6 +144,9 @@ pub struct Retreat {
     pub(crate) confirmed: u32,
     /// Whether each grant closes the gate until the upstream has answered it, or a while has passed.
     pub(crate) half_open: bool,
+    /// Requests granted since the last cut and not refused.
+    pub(crate) admitted: u32,
+    pub(crate) measured_from: Instant,
     pub(crate) meter: Meter,
 }
 
@@ -220,7 +223,7 @@ impl Retreat {
     /// Whether the rate is used, so that the upstream's silence says something of it.
     fn is_busy(&self, _rules: RetreatRules, now: Instant) -> bool {
         let granted = self.meter.granted_rate(now);
-        granted.get() > 0 && granted.plus(MilliRpm::from_rpm(1)) >= self.rate.scaled(3, 4)
+        granted.get() > 0 && granted.plus(MilliRpm::from_rpm(1)) >= self.rate.scaled(9, 10)
     }
 
     /// The step that time alone brings at `due_at`.
@@ -244,6 +247,7 @@ impl Retreat {
     /// A token was granted. Call [`Retreat::advance`] first.
     pub fn granted(&mut self, rules: RetreatRules, now: Instant) {
         self.meter.granted();
+        self.admitted = self.admitted.saturating_add(1);
         if self.half_open {
             self.closed_until = self.closed_until.max(now.after(part(rules.window, PROBE_PART)));
         }
@@ -256,63 +260,103 @@ impl Retreat {
             return None;
         }
         let fresh = answer.granted_at >= self.cut_at;
+        if fresh && answer.throttled {
+            self.admitted = self.admitted.saturating_sub(1);
+        }
         if !answer.throttled {
             if fresh && self.half_open {
-                self.half_open = false;
-                self.closed_until = self.closed_until.min(now);
+                self.reopen(rules, now);
             }
             return None;
         }
-        if let Some(pause) = answer.retry_after {
-            let until = now.after(pause.min(rules.retry_after_max));
-            self.closed_until = self.closed_until.max(until);
-        }
+        let pause = answer.retry_after.map_or(Micros::ZERO, |pause| pause.min(rules.retry_after_max));
+        self.closed_until = self.closed_until.max(now.after(pause));
         if !fresh {
             return None;
         }
         let reason = match (self.phase, answer.retry_after) {
             (Phase::Normal, Some(_)) => Reason::RetryAfter,
-            (Phase::Normal | Phase::Recover, None) => Reason::ShareOf429,
-            (Phase::Retreat | Phase::Recover, _) => Reason::Relapse,
+            (Phase::Normal | Phase::Recover, _) => Reason::ShareOf429,
+            (Phase::Retreat, _) => Reason::Relapse,
         };
-        let before = self.rate;
-        let admitted = self.meter.admitted_rate(now);
-        let known = self.curve.ceiling.get() > 0 && self.phase == Phase::Recover;
-        let near = known && before >= self.curve.ceiling.scaled(9, 10) && before <= self.curve.ceiling.scaled(11, 10);
-        let mut hold = part(rules.window, 4);
-        let after = if self.phase == Phase::Retreat {
-            self.relapses = self.relapses.saturating_add(1);
-            self.confirmed = 0;
-            let pause = part(rules.window, 16).times(1 << self.relapses.min(4));
-            hold = hold.plus(pause);
-            self.half_open = true;
-            self.closed_until = self.closed_until.max(now.after(pause));
-            if self.relapses == 1 { before.scaled(85, 100) } else { before.scaled(70, 100) }
-        } else if near {
-            self.confirmed = self.confirmed.saturating_add(1);
-            before.scaled(98, 100)
-        } else if self.meter.is_full() {
-            self.confirmed = 0;
-            admitted.scaled(98, 100).clamp(before.scaled(70, 100), before.scaled(98, 100))
+        if self.phase == Phase::Retreat {
+            self.relapse(rules, now);
         } else {
-            self.confirmed = 0;
-            before.scaled(70, 100)
-        };
-        if answer.retry_after.is_some() {
-            self.half_open = true;
+            self.cut(rules, now, pause);
         }
-        let windows_4th = match self.confirmed { 0 => 6, 1 => 10, _ => 16 };
+        self.half_open |= answer.retry_after.is_some();
+        self.cut_at = now;
+        self.measured_from = now;
+        self.admitted = 0;
+        self.grown = Micros::ZERO;
+        self.due_at = self.closed_until.max(now).after(part(rules.window, HOLD_PART));
+        self.rate = self.rate.max(rules.floor).min(rules.base);
+        Some(self.enter(Phase::Retreat, reason))
+    }
+
+    /// The first refusal after a time without any: the upstream's ceiling is somewhere near.
+    fn cut(&mut self, rules: RetreatRules, now: Instant, pause: Micros) {
+        let admitted = self.meter.admitted_rate(now);
+        let span = now.since(self.measured_from);
+        let long = span >= rules.window && self.phase == Phase::Recover;
+        let mean = per_minute(self.admitted, span);
+        let known = self.phase == Phase::Recover && self.rate >= self.curve.ceiling.scaled(9, 10);
+        let (after, ceiling);
+        if known && long && mean >= self.rate.scaled(90, 100) {
+            let mean = mean.min(self.rate);
+            let moved = mean.scaled(100, 95) < self.curve.ceiling || mean > self.curve.ceiling.scaled(105, 100);
+            self.confirmed = if moved { 0 } else { self.confirmed.saturating_add(1) };
+            after = mean.scaled(995, 1000);
+            ceiling = mean.plus(self.rate).scaled(1, 2).clamp(mean.scaled(1010, 1000), mean.scaled(1030, 1000));
+        } else {
+            after = if self.meter.is_full() {
+                admitted.scaled(98, 100).clamp(self.rate.scaled(70, 100), self.rate.scaled(98, 100))
+            } else {
+                self.rate.scaled(70, 100)
+            };
+            self.confirmed /= 2;
+            ceiling = if known { self.rate.plus(after).scaled(1, 2) } else { self.rate };
+        }
+        self.relapses = 0;
+        let quarters = match self.confirmed { 0 => 6, 1 => 10, _ => 20 };
         self.curve = Curve {
             from: after,
-            ceiling: before,
-            plateau: part(rules.window, 4).times(windows_4th),
-            doubling: part(rules.window, 4).times(3),
+            ceiling,
+            plateau: part(rules.window, 4).times(quarters).plus(pause.times(8)),
+            doubling: part(rules.window, 10).times(5),
         };
-        self.grown = Micros::ZERO;
-        self.cut_at = now;
-        self.due_at = now.after(hold).max(self.closed_until);
-        self.rate = after.max(rules.floor).min(rules.base);
-        Some(self.enter(Phase::Retreat, reason))
+        self.rate = after;
+    }
+
+    /// Refused again right after a cut: from now on one request at a time, until one is let in.
+    fn relapse(&mut self, rules: RetreatRules, now: Instant) {
+        let admitted = self.meter.admitted_rate(now);
+        let pause = part(rules.window, 16).times(1 << self.relapses.min(4));
+        self.relapses = self.relapses.saturating_add(1);
+        self.confirmed = 0;
+        self.half_open = true;
+        self.closed_until = self.closed_until.max(now.after(pause));
+        if admitted >= self.rate.scaled(1, 4) {
+            self.curve.ceiling = self.curve.ceiling.min(self.rate.max(admitted));
+            self.rate = self.rate.min(admitted.max(self.rate.scaled(1, 2)));
+        }
+        self.curve.from = self.rate;
+        self.curve.plateau = part(rules.window, 2).times(3);
+    }
+
+    /// A request was let in again. What the upstream had admitted in the window when it refused is too much, and what
+    /// it has admitted now is not: the limit is between.
+    fn reopen(&mut self, rules: RetreatRules, now: Instant) {
+        self.half_open = false;
+        self.closed_until = self.closed_until.min(now);
+        self.measured_from = now;
+        self.admitted = 0;
+        if self.relapses > 0 {
+            let admitted = self.meter.admitted_rate(now).min(self.rate);
+            self.rate = admitted.plus(self.rate).scaled(1, 2);
+            self.curve.from = self.rate;
+        }
+        self.due_at = now.after(part(rules.window, HOLD_PART));
     }
 
     fn enter(&mut self, to: Phase, reason: Reason) -> Transition {
@@ -325,11 +369,18 @@ fn part(of: Micros, parts: u64) -> Micros {
     Micros::new(of.get().checked_div(parts).unwrap_or(0).max(1))
 }
 
+/// So many in such a span, as a rate.
+fn per_minute(count: u32, span: Micros) -> MilliRpm {
+    let thousandths = u64::from(count).saturating_mul(1_000).saturating_mul(MINUTE);
+    MilliRpm::new(thousandths.checked_div(span.get()).and_then(|rate| u32::try_from(rate).ok()).unwrap_or(u32::MAX))
+}
+
 const MINUTE: u64 = 60_000_000;
 const BURST_PART: u64 = 64;
 const STEPS: u64 = 32;
-const IDLE_PART: u64 = 8;
+const IDLE_PART: u64 = 16;
 const PROBE_PART: u64 = 8;
+const HOLD_PART: u64 = 4;
 
 #[cfg(test)]
 mod tests {

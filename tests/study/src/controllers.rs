@@ -47,12 +47,13 @@ pub trait Controller {
 }
 
 /// The names of the controllers, in the order of the tables.
-pub const NAMES: [&str; 5] = ["nimgate", "none", "fixed steps", "AIMD", "AWS adaptive"];
+pub const NAMES: [&str; 6] = ["nimgate", "limit known", "none", "fixed steps", "AIMD", "AWS adaptive"];
 
 /// The controller called `name`, before a limit configured as `rate_rpm`.
-pub fn by_name(name: &str, rate_rpm: u32) -> Box<dyn Controller> {
+pub fn by_name(name: &str, rate_rpm: u32, allowed_rpm: f64) -> Box<dyn Controller> {
     let base = MilliRpm::from_rpm(rate_rpm);
     match name {
+        "limit known" => Box::new(Nothing(MilliRpm::new((allowed_rpm * 1e3) as u32))),
         "nimgate" => Box::new(ours::Ours::new(base)),
         "fixed steps" => Box::new(fixed_steps::FixedSteps::new(base)),
         "AIMD" => Box::new(aimd::Aimd::new(base)),

@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let upstream = || Upstream::new(Rc::clone(&description));
                 let best = omniscient::run(instance.setting, &instance.demand, upstream(), &mut rng());
                 for (name, runs) in names.iter().zip(&mut runs) {
-                    let mut controller = controllers::by_name(name, RATE_RPM);
+                    let mut controller = controllers::by_name(name, RATE_RPM, scenario.allowed_rpm);
                     let record =
                         engine::run(instance.setting, &instance.demand, upstream(), &mut *controller, &mut rng());
                     runs.push((record, best.clone()));

@@ -74,7 +74,6 @@ fn scenario(name: &'static str, about: &'static str, class: Class, kind: Kind, r
             weak_model_rpm: None,
             worker_full: None,
             spurious: Vec::new(),
-            outside: Vec::new(),
         },
         outside: Outside::Nobody,
         spurious_every: None,
@@ -143,17 +142,7 @@ impl Scenario {
         let demand = demand::requests(self.allowed_rpm * demand_factor, self.setting.end, &mut rng);
         let mut upstream = self.upstream.clone();
         if self.outside == Outside::VaryingHalf {
-            let mut start = 0;
-            for share in [0.0, 0.25, 0.5, 0.25].into_iter().cycle() {
-                if start >= self.setting.end {
-                    break;
-                }
-                if share > 0.0 {
-                    let part = demand::requests(40.0 * share, 5 * WINDOW, &mut rng);
-                    upstream.outside.extend(part.into_iter().map(|request| start + request.at));
-                }
-                start += 5 * WINDOW;
-            }
+            upstream.limits = left_by_others(self.setting.end, &mut rng);
         }
         if let Some(every) = self.spurious_every {
             let mut at = every;
@@ -162,17 +151,37 @@ impl Scenario {
                 at += every;
             }
         }
-        // A fixed window may begin at any time of ours.
-        let mut setting = self.setting;
-        setting.end = self.setting.end;
-        Instance { setting, demand, upstream }
+        Instance { setting: self.setting, demand, upstream }
     }
 
     /// When the limit rises for the last time, and to what.
     pub fn rise(&self) -> Option<(Time, u64)> {
         match self.upstream.limits.as_slice() {
+            _ if self.outside != Outside::Nobody => None,
             [.., (_, before), (at, after)] if after > before => Some((*at, *after)),
             _ => None,
         }
     }
+}
+
+/// What others leave of the limit, looked at each five seconds: what they have taken in the last window is gone. Their
+/// requests come at random, for five minutes each at none, a quarter, half, and a quarter of the limit.
+fn left_by_others(end: Time, rng: &mut fastrand::Rng) -> Vec<(Time, u64)> {
+    let mut taken = Vec::new();
+    for (phase, share) in [0.0, 0.25, 0.5, 0.25].into_iter().cycle().enumerate() {
+        let start = phase as Time * 5 * WINDOW;
+        if start >= end {
+            break;
+        }
+        if share > 0.0 {
+            let part = demand::requests(f64::from(RATE_RPM) * share, 5 * WINDOW, rng);
+            taken.extend(part.into_iter().map(|request| start + request.at));
+        }
+    }
+    let mut limits = vec![(0, u64::from(RATE_RPM))];
+    for at in (5 * SECOND..end).step_by(5_000_000) {
+        let recent = taken.iter().filter(|then| (at.saturating_sub(WINDOW)..at).contains(then)).count() as u64;
+        limits.push((at, u64::from(RATE_RPM).saturating_sub(recent).max(1)));
+    }
+    limits
 }

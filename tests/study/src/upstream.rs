@@ -3,6 +3,7 @@
 use crate::demand::WEAK_MODEL;
 use crate::{SECOND, Time, WINDOW};
 use limiter::{Limiter, Rules};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 pub use limiter::Kind;
@@ -40,8 +41,6 @@ pub struct Description {
     pub worker_full: Option<(Time, Time, u64)>,
     /// Times at which, for a second, every request is refused for no reason.
     pub spurious: Vec<Time>,
-    /// Requests of others on the same account.
-    pub outside: Vec<Time>,
 }
 
 /// The upstream at work.
@@ -50,8 +49,7 @@ pub struct Upstream {
     description: Rc<Description>,
     account: Limiter,
     epoch: usize,
-    admitted: Vec<Time>,
-    outside_done: usize,
+    admitted: VecDeque<Time>,
     weak_model: Option<Limiter>,
     pool: Option<Limiter>,
     in_flight: usize,
@@ -64,8 +62,7 @@ impl Upstream {
         Self {
             account: Self::account(&description, 0, 0),
             epoch: 0,
-            admitted: Vec::new(),
-            outside_done: 0,
+            admitted: VecDeque::new(),
             weak_model: description.weak_model_rpm.map(sliding),
             pool: description.worker_full.map(|(.., rpm)| bucket(rpm)),
             in_flight: 0,
@@ -78,27 +75,11 @@ impl Upstream {
         Limiter::new(Rules { kind: description.kind, rpm, burst: description.burst, window_s: 60 }, now)
     }
 
-    /// Lets time pass: the limit changes, and others use it.
+    /// Lets time pass: the limit changes. A rolling window keeps what it has let in; a bucket starts full.
     pub fn advance(&mut self, now: Time) {
-        while let Some(at) = self.description.outside.get(self.outside_done).copied().filter(|at| *at <= now) {
-            self.outside_done += 1;
-            self.change(at);
-            if self.account.admit(at) {
-                self.admitted.push(at);
-            }
-        }
-        self.change(now);
-    }
-
-    /// A changed limit knows what the old one let in within the last window.
-    fn change(&mut self, now: Time) {
         while let Some((at, _)) = self.description.limits.get(self.epoch + 1).copied().filter(|(at, _)| *at <= now) {
             self.epoch += 1;
-            let recent: Vec<Time> = self.admitted.iter().copied().filter(|then| then + WINDOW > at).collect();
-            self.account = Self::account(&self.description, self.epoch, at.saturating_sub(WINDOW));
-            for then in recent {
-                self.account.admit(then);
-            }
+            self.account = Self::account(&self.description, self.epoch, at);
         }
     }
 
@@ -117,12 +98,26 @@ impl Upstream {
                 return Verdict::Refused;
             }
         }
-        if self.description.concurrency.is_some_and(|most| self.in_flight >= most) || !self.account.admit(now) {
+        if self.description.concurrency.is_some_and(|most| self.in_flight >= most) || !self.account_admits(now) {
             return Verdict::Refused;
         }
-        self.admitted.push(now);
         self.in_flight += 1;
         Verdict::Admitted
+    }
+
+    /// Counts a request against the account's limit. A rolling window is kept here, since its limit may change.
+    fn account_admits(&mut self, now: Time) -> bool {
+        if self.description.kind != Kind::SlidingWindow {
+            return self.account.admit(now);
+        }
+        while self.admitted.front().is_some_and(|then| then + WINDOW <= now) {
+            self.admitted.pop_front();
+        }
+        let free = (self.admitted.len() as u64) < self.limit();
+        if free {
+            self.admitted.push_back(now);
+        }
+        free
     }
 
     /// A request that was admitted has been answered.
@@ -135,7 +130,7 @@ impl Upstream {
         let mut trial = Self {
             description: Rc::clone(&self.description),
             account: self.account.clone(),
-            admitted: Vec::new(),
+            admitted: self.admitted.clone(),
             weak_model: self.weak_model.clone(),
             pool: self.pool.clone(),
             ..*self

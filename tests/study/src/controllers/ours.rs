@@ -46,6 +46,11 @@ impl Controller for Ours {
             throttled: !answer.admitted && !answer.worker_full,
             retry_after: answer.retry_after,
         };
-        self.account.step(self.rules, now, core);
+        let before = self.account.rate();
+        let transition = self.account.step(self.rules, now, core);
+        if core.throttled && std::env::var_os("TRACE").is_some() {
+            eprintln!("{:7.2} 429 granted {:5.2} s ago, rate {before} -> {} {:?}", (now.as_micros() - 1_000_000_000_000) as f64 / 60e6,
+                now.since(answer.granted_at).as_secs_f64(), self.account.rate(), transition.map(|t| t.reason));
+        }
     }
 }
