@@ -92,6 +92,8 @@ pub enum Reason {
     Relapse,
     /// The hold passed without a fresh 429.
     HoldPassed,
+    /// The hold passed without a fresh 429 although the rate before the cut had long been fine: it was a stray one.
+    CutUndone,
     /// The configured rate is reached again.
     BaseReached,
     /// The retreat was switched off.
@@ -106,6 +108,7 @@ impl Reason {
             Self::RetryAfter => "the upstream answered 429 with Retry-After",
             Self::Relapse => "the upstream answered 429 to a request sent after the last cut",
             Self::HoldPassed => "no new 429 for the length of the hold",
+            Self::CutUndone => "no other 429 followed, and the rate before had long been fine",
             Self::BaseReached => "the configured rate is reached again",
             Self::SwitchedOff => "the retreat was switched off in the configuration",
         }
@@ -145,6 +148,7 @@ pub struct Retreat {
     /// Whether each grant closes the gate until the upstream has answered it, or a while has passed.
     pub(crate) half_open: bool,
     /// Requests granted since the last cut and not refused.
+    pub(crate) undo: bool,
     pub(crate) admitted: u32,
     pub(crate) measured_from: Instant,
     pub(crate) meter: Meter,
@@ -234,6 +238,10 @@ impl Retreat {
             Phase::Normal => None,
             Phase::Retreat => {
                 self.relapses = 0;
+                if core::mem::take(&mut self.undo) {
+                    self.rate = rules.base;
+                    return Some(self.enter(Phase::Normal, Reason::CutUndone));
+                }
                 Some(self.enter(Phase::Recover, Reason::HoldPassed))
             }
             Phase::Recover => {
@@ -280,7 +288,7 @@ impl Retreat {
             (Phase::Retreat, _) => Reason::Relapse,
         };
         if self.phase == Phase::Retreat {
-            self.relapse(rules, now);
+            self.relapse(rules, now, pause);
         } else {
             self.cut(rules, now, pause);
         }
@@ -317,8 +325,19 @@ impl Retreat {
             self.confirmed /= 2;
             ceiling = if known { self.rate.plus(after).scaled(1, 2) } else { self.rate };
         }
+        // A refusal that closes the gate for long is dear: stay well away from the ceiling, and don't try it soon again.
+        let (after, ceiling) = if known && pause >= part(rules.window, 2) {
+            (after.min(self.rate.scaled(85, 100)), after.min(self.rate.scaled(85, 100)))
+        } else {
+            (after, ceiling)
+        };
+        self.undo = self.phase == Phase::Normal
+            && self.meter.is_full()
+            && admitted >= self.rate.scaled(9, 10)
+            && pause == Micros::ZERO
+            && now >= self.cut_at.after(rules.window.times(2));
         self.relapses = 0;
-        let quarters = match self.confirmed { 0 => 6, 1 => 10, _ => 20 };
+        let quarters = match self.confirmed { 0 => 6, 1 => 10, _ => 18 };
         self.curve = Curve {
             from: after,
             ceiling,
@@ -329,11 +348,12 @@ impl Retreat {
     }
 
     /// Refused again right after a cut: from now on one request at a time, until one is let in.
-    fn relapse(&mut self, rules: RetreatRules, now: Instant) {
+    fn relapse(&mut self, rules: RetreatRules, now: Instant, asked: Micros) {
         let admitted = self.meter.admitted_rate(now);
-        let pause = part(rules.window, 16).times(1 << self.relapses.min(4));
+        let pause = part(rules.window, 16).times(1 << (self.relapses / 2).min(4));
         self.relapses = self.relapses.saturating_add(1);
         self.confirmed = 0;
+        self.undo = false;
         self.half_open = true;
         self.closed_until = self.closed_until.max(now.after(pause));
         if admitted >= self.rate.scaled(1, 4) {
@@ -341,7 +361,7 @@ impl Retreat {
             self.rate = self.rate.min(admitted.max(self.rate.scaled(1, 2)));
         }
         self.curve.from = self.rate;
-        self.curve.plateau = part(rules.window, 2).times(3);
+        self.curve.plateau = part(rules.window, 2).times(3).plus(asked.times(8));
     }
 
     /// A request was let in again. What the upstream had admitted in the window when it refused is too much, and what

@@ -55,6 +55,7 @@ impl Ledger {
         out.u32(retreat.relapses);
         out.u32(retreat.confirmed);
         out.u32(u32::from(retreat.half_open));
+        out.u32(u32::from(retreat.undo));
         out.u32(retreat.admitted);
         out.instant(retreat.measured_from);
         out.u64(retreat.meter.window.get());
@@ -128,6 +129,7 @@ impl Ledger {
             relapses: from.u32()?,
             confirmed: from.u32()?,
             half_open: from.flag()?,
+            undo: from.flag()?,
             admitted: from.u32()?,
             measured_from: from.instant()?,
             meter: {
@@ -274,7 +276,7 @@ const FIXED_BYTES: usize =
     4 + 2 * RULES_BYTES + 4 + 24 + 24 + 16 + KEPT * 4 + 4 + RETREAT_BYTES + 16 * Priority::ALL.len() + 16 + 4;
 
 /// Bytes of the retreat's state: itself, the curve, the meter.
-const RETREAT_BYTES: usize = 8 + 24 + 24 + 8 + 24 + 16 + meter::KEPT * 16;
+const RETREAT_BYTES: usize = 8 + 24 + 24 + 8 + 28 + 16 + meter::KEPT * 16;
 
 /// Bytes of a set of rules.
 const RULES_BYTES: usize = 12 + 8 + 8 + 8 + 8 + 8 + 16 + 4 + 4;

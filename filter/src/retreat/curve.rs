@@ -33,6 +33,8 @@ impl Curve {
             _ => {
                 let past = grown.get().saturating_sub(self.plateau.get());
                 let doublings = past.saturating_mul(ONE).checked_div(self.doubling.get()).unwrap_or(0);
+                // Once the limit has clearly risen, twice as fast.
+                let doublings = doublings.saturating_add(doublings.saturating_sub(3 * ONE));
                 // Two to the power of so many doublings, straight between whole ones.
                 let whole = (doublings >> ONE_BITS).min(DOUBLINGS_MAX);
                 let power = (ONE.saturating_add(doublings & (ONE - 1))) << whole;
