@@ -5,6 +5,7 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use nimgate::ledger::{Arrival, Ledger, Rules};
+use nimgate::models::ModelKey;
 use nimgate::priority::{Lane, Priority};
 use nimgate::queue::{Patience, Queue};
 use nimgate::retreat::RetreatRules;
@@ -27,6 +28,8 @@ fn rules() -> Rules {
             base: MilliRpm::from_rpm(40),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            obey_503: false,
+            probe_windows: 5,
             window: Micros::from_secs(60),
         },
     }
@@ -37,7 +40,7 @@ fn queue(waiting: u32) -> Queue {
     let mut queue = Queue::default();
     for id in 0..waiting {
         let priority = Priority::ALL[(id % 4) as usize];
-        queue.push(RequestId(id), Lane::Queued(priority), START.after(Micros::new(u64::from(id))));
+        queue.push(RequestId(id), Lane::Queued(priority), ModelKey::NONE, START.after(Micros::new(u64::from(id))));
     }
     queue
 }
@@ -54,11 +57,11 @@ fn record(workers: u32, queue: &Queue, now: Instant) -> Vec<u8> {
 }
 
 /// One transaction: read, decide, write.
-fn transact(record: &[u8], queue: &Queue, arrival: Option<Arrival>, now: Instant) -> (Vec<u8>, u32) {
+fn transact(record: &[u8], queue: &Queue, arrival: Option<Arrival>, now: Instant) -> (Vec<u8>, usize) {
     let Some(mut ledger) = Ledger::decode(record) else { return (Vec::new(), 0) };
     ledger.advance(now);
     let (turn, _) = ledger.turn(WorkerId(1), queue, arrival, now);
-    (ledger.encode(), turn.granted)
+    (ledger.encode(), turn.granted.len())
 }
 
 /// A token is there and the worker's foremost request gets it.
@@ -103,8 +106,8 @@ fn come_and_go(criterion: &mut Criterion) {
             bencher.iter_batched_ref(
                 || queue(waiting),
                 |queue| {
-                    let waiting = queue.push(RequestId(u32::MAX), Lane::Queued(Priority::High), now);
-                    let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
+                    let waiting = queue.push(RequestId(u32::MAX), Lane::Queued(Priority::High), ModelKey::NONE, now);
+                    let arrival = Arrival::from(waiting);
                     let written = transact(black_box(&record), queue, Some(arrival), now);
                     queue.remove(waiting.request);
                     written

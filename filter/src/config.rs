@@ -12,7 +12,7 @@ mod secret;
 use crate::ledger::Rules;
 use crate::priority::Priority;
 use crate::queue::Patience;
-use crate::retreat::RetreatRules;
+use crate::retreat::{PROBE_WINDOWS_DEFAULT, PROBE_WINDOWS_MAX, RetreatRules};
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
 use console::ConsoleConfig;
 use core::fmt;
@@ -207,6 +207,8 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
         ));
     }
     let retry_after_max = whole(retreat.retry_after_max_s, &field("retreat.retry_after_max_s"), 0, TIMEOUT_S_MAX, 300)?;
+    let probe_windows =
+        whole(retreat.probe_windows, &field("retreat.probe_windows"), 1, PROBE_WINDOWS_MAX, PROBE_WINDOWS_DEFAULT)?;
     Ok(LimitConfig {
         key: check_key(raw.upstream_api_key.map(|key| key.0), raw.upstream_api_key_env, path)?,
         name,
@@ -225,6 +227,8 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
                 base: MilliRpm::from_rpm(rate_rpm),
                 floor: MilliRpm::from_rpm(floor_rpm),
                 retry_after_max: Micros::from_secs(u64::from(retry_after_max)),
+                obey_503: retreat.obey_503.unwrap_or(false),
+                probe_windows,
                 window: counting_window(window),
             },
             patience: Patience { low, others },

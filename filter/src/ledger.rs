@@ -14,9 +14,11 @@ mod codec;
 pub mod in_force;
 
 use crate::bucket::{Bucket, Flow};
+use crate::models::{ModelKey, Models};
+use crate::pace::{Answer, Pace};
 use crate::priority::{LANES, Lane, Priority};
-use crate::queue::{LaneHead, Patience, Queue};
-use crate::retreat::{Answer, Retreat, RetreatRules, Transition};
+use crate::queue::{LaneHead, NEVER, Patience, Queue, Waiting};
+use crate::retreat::{Estimate, Phase, Retreat, RetreatRules, Transition};
 use crate::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
 use crate::window_guard::{WindowGuard, WindowRules};
 pub use board::Board;
@@ -72,7 +74,7 @@ pub struct Ledger {
     guard: WindowGuard,
     /// Tokens that were spent before there was one, by retries of Envoy's router. The next ones go there.
     owed: u32,
-    retreat: Retreat,
+    pace: Pace,
     due: Option<Due>,
     served: [Served; Priority::ALL.len()],
     board: Board,
@@ -96,6 +98,15 @@ pub struct Arrival {
     pub lane: Lane,
     /// When it arrived.
     pub arrived: Instant,
+    /// The model it asks for.
+    pub model: ModelKey,
+}
+
+impl From<Waiting> for Arrival {
+    fn from(waiting: Waiting) -> Self {
+        let Waiting { request, arrived, lane, model } = waiting;
+        Self { request, lane, arrived, model }
+    }
 }
 
 /// What becomes of an arrival that was not granted at once.
@@ -117,10 +128,10 @@ pub struct Adopted {
 }
 
 /// What one worker may do now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Turn {
-    /// How many requests, from the first in the worker's order, got a token.
-    pub granted: u32,
+    /// The requests that got a token, in the order in which they are to go.
+    pub granted: Vec<Waiting>,
     /// What becomes of the arrival, if there was one and it is not among the granted.
     pub place: Place,
     /// Another worker to wake: its request is the best, and it may not know.
@@ -137,7 +148,7 @@ impl Ledger {
             bucket: Bucket::with_tokens(tokens.min(rules.capacity), now),
             guard: WindowGuard::new(rules.window_rules(), now),
             owed: 0,
-            retreat: Retreat::new(rules.retreat),
+            pace: Pace::new(rules.retreat),
             due: None,
             served: Default::default(),
             board: Board::default(),
@@ -174,9 +185,14 @@ impl Ledger {
         &self.board
     }
 
-    /// The retreat's state.
+    /// The state of the account's retreat.
     pub fn retreat(&self) -> &Retreat {
-        &self.retreat
+        &self.pace.account
+    }
+
+    /// The models that go slower than the account.
+    pub fn models(&self) -> &Models {
+        &self.pace.models
     }
 
     /// The token bucket, as of the last [`Ledger::advance`].
@@ -198,7 +214,7 @@ impl Ledger {
     fn replace_rules(&mut self, now: Instant, replace: impl FnOnce(&mut InForce)) -> Option<Transition> {
         self.bucket.refill(self.flow(), now);
         replace(&mut self.in_force);
-        let transition = self.retreat.advance(self.in_force.rules.retreat, now);
+        let transition = self.pace.advance(self.in_force.rules.retreat, now);
         self.bucket.refill(self.flow(), now);
         self.guard.advance(self.rules().window_rules(), now);
         transition
@@ -219,13 +235,13 @@ impl Ledger {
         self.bucket.refill(self.flow(), now);
         self.guard.advance(self.rules().window_rules(), now);
         self.pay();
-        self.retreat.advance(self.in_force.rules.retreat, now)
+        self.pace.advance(self.in_force.rules.retreat, now)
     }
 
     /// Takes in an answer of the upstream.
     pub fn answer(&mut self, answer: Answer, now: Instant) -> Option<Transition> {
         let passed = self.advance(now);
-        self.retreat.step(self.in_force.rules.retreat, now, answer).or(passed)
+        self.pace.answer(self.in_force.rules.retreat, now, answer).or(passed)
     }
 
     /// Charges `n` requests that the upstream got without a token. They count in the window, and the next tokens go to
@@ -247,8 +263,8 @@ impl Ledger {
     pub fn turn(&mut self, worker: WorkerId, queue: &Queue, arrival: Option<Arrival>, now: Instant) -> (Turn, bool) {
         let aging = self.in_force.rules.aging;
         let mut changed = self.board.expire(now, worker);
-        let mut mine = queue.in_order(now, aging);
-        let mut granted = 0u32;
+        let mut mine = queue.in_order(now, aging, |model| self.is_open(model, now));
+        let mut granted = Vec::new();
         let mut arrival_granted = false;
         while self.token_is_there(now) {
             let Some(own) = mine.peek() else { break };
@@ -266,25 +282,26 @@ impl Ledger {
                 break;
             }
             self.guard.count(1);
-            self.retreat.granted(self.in_force.rules.retreat, now);
-            granted = granted.saturating_add(1);
             changed = true;
-            let served = mine.advance();
-            if let Some(served) = served {
-                self.count_served(served.lane.priority(), now.since(served.arrived));
+            let Some(served) = mine.advance() else { break };
+            self.pace.granted(self.in_force.rules.retreat, now, served.model);
+            if !self.is_open(served.model, now) {
+                mine.close(served.model);
             }
-            arrival_granted |= served.map(|w| w.request) == arrival.map(|a| a.request);
+            self.count_served(served.lane.priority(), now.since(served.arrived));
+            arrival_granted |= Some(served.request) == arrival.map(|a| a.request);
+            granted.push(served);
         }
         let mut lanes = mine.heads();
         let place = match arrival {
-            Some(arrival) if !arrival_granted => self.place(worker, &mut lanes, arrival),
+            Some(arrival) if !arrival_granted => self.place(worker, &mut lanes, arrival, now),
             _ => Place::Queued,
         };
         changed |= self.board.publish(worker, lanes, now);
         let (wake, due_changed) = self.hand_over(worker, now);
         changed |= due_changed;
         let nobody = lanes.iter().all(|head| head.count == 0);
-        let look_again_at = (!nobody).then(|| self.look_again_at(worker, now));
+        let look_again_at = (!nobody).then(|| self.look_again_at(worker, queue, &lanes, now));
         (Turn { granted, place, wake, look_again_at }, changed)
     }
 
@@ -296,7 +313,7 @@ impl Ledger {
     }
 
     /// Finds a place for an arrival that got no token, and takes it out of the lanes to publish if there is none.
-    fn place(&self, worker: WorkerId, lanes: &mut [LaneHead; LANES], arrival: Arrival) -> Place {
+    fn place(&self, worker: WorkerId, lanes: &mut [LaneHead; LANES], arrival: Arrival, now: Instant) -> Place {
         let queue_max = u64::from(self.in_force.rules.queue_max);
         let total = |lanes: &[LaneHead; LANES], queued| {
             board::waiting(lanes, queued).saturating_add(self.board.waiting(queued, worker))
@@ -314,7 +331,7 @@ impl Ledger {
         let lane = Lane::Fallback(arrival.lane.priority());
         if let Some(head) = lanes.get_mut(lane.index()) {
             if head.count == 0 {
-                head.since = arrival.arrived;
+                head.since = if self.is_open(arrival.model, now) { arrival.arrived } else { NEVER };
             }
             head.count = head.count.saturating_add(1);
         }
@@ -335,8 +352,15 @@ impl Ledger {
     }
 
     /// When `worker`, with someone waiting, should look again: when a token is there, if its request is the best; a
-    /// grace later if another's is.
-    fn look_again_at(&self, worker: WorkerId, now: Instant) -> Instant {
+    /// grace later if another's is. Those whose model is slowed are looked at when its turn comes.
+    fn look_again_at(&self, worker: WorkerId, queue: &Queue, lanes: &[LaneHead; LANES], now: Instant) -> Instant {
+        let turns = queue.waiting_apart().map(|model| self.pace.models.open_at(model)).filter(|at| *at > now);
+        let others = lanes.iter().any(|head| head.count > 0 && head.since != NEVER);
+        let token = others.then(|| self.look_for_token_at(worker, now));
+        turns.chain(token).min().unwrap_or(now)
+    }
+
+    fn look_for_token_at(&self, worker: WorkerId, now: Instant) -> Instant {
         let token_at = self.token_at(1, now);
         match self.due {
             // A token that is there already has been due for a while, and only the rest of the grace is left.
@@ -354,11 +378,16 @@ impl Ledger {
         best_since
             .max(self.bucket.ready_since())
             .max(self.guard.open_since(self.rules().window_rules(), now))
-            .max(self.retreat.closed_until())
+            .max(self.retreat().closed_until())
+    }
+
+    /// Whether requests for a model may go now, as far as the model is concerned.
+    fn is_open(&self, model: ModelKey, now: Instant) -> bool {
+        self.pace.models.open_at(model) <= now
     }
 
     fn token_is_there(&self, now: Instant) -> bool {
-        now >= self.retreat.closed_until()
+        now >= self.retreat().closed_until()
             && self.bucket.is_ready()
             && self.guard.room(self.rules().window_rules(), now) > 0
     }
@@ -366,12 +395,12 @@ impl Ledger {
     /// When the `n`-th token from now is there, if all before it are taken as they come.
     fn token_at(&self, n: u32, now: Instant) -> Instant {
         let guard_opens = self.guard.opens_at(self.rules().window_rules(), now, n);
-        self.bucket.nth_at(self.flow(), n.saturating_add(self.owed)).max(guard_opens).max(self.retreat.closed_until())
+        self.bucket.nth_at(self.flow(), n.saturating_add(self.owed)).max(guard_opens).max(self.retreat().closed_until())
     }
 
     /// What decides when the next token is there, besides the bucket's level: the flow, and until when the gate is closed.
     pub fn pace(&self) -> (Flow, Instant) {
-        (self.flow(), self.retreat.closed_until())
+        (self.flow(), self.retreat().closed_until())
     }
 
     /// The worker whose request is the best.
@@ -381,7 +410,7 @@ impl Ledger {
 
     fn flow(&self) -> Flow {
         let rules = self.rules();
-        Flow { rate: self.retreat.rate(), capacity: self.retreat.burst(rules.retreat, rules.capacity) }
+        Flow { rate: self.retreat().rate(), capacity: self.retreat().burst(rules.retreat, rules.capacity) }
     }
 }
 
@@ -403,7 +432,11 @@ pub struct Snapshot {
     /// When that is, if nothing is taken.
     pub full_at: Instant,
     /// The retreat's state.
-    pub retreat: Retreat,
+    pub phase: Phase,
+    /// When time alone changes it next.
+    pub retreat_due_at: Option<Instant>,
+    /// What is believed of the upstream's real limit.
+    pub estimate: Option<Estimate>,
     /// The share of 429s, in thousandths.
     pub throttled_permille: u32,
     /// How many wait in each lane, over all workers.
@@ -426,8 +459,10 @@ impl Ledger {
             token_at: self.token_at(1, now),
             full: most,
             full_at: self.bucket.full_at(flow).max(self.guard.opens_at(window, now, most)),
-            retreat: self.retreat,
-            throttled_permille: self.retreat.throttled_permille(now),
+            phase: self.retreat().phase(),
+            retreat_due_at: self.retreat().due_at(),
+            estimate: self.retreat().estimate(self.rules().retreat, now),
+            throttled_permille: self.retreat().throttled_permille(now),
             waiting: self.board.totals(),
             epoch: self.epoch(),
         }

@@ -3,6 +3,7 @@
 //! A request ends in exactly one of these. What the client reads, what the operator counts and what the log says are
 //! derived here and nowhere else, so that they can't drift apart.
 
+use crate::pace::Verdict;
 use serde::Serialize;
 
 /// How a metered request ended.
@@ -58,10 +59,22 @@ impl Outcome {
         }
     }
 
-    /// Whether the upstream's answer says "too many requests". The one place that knows, for the retreat and whatever
-    /// else asks.
-    pub const fn is_throttled(status: u16) -> bool {
-        status == 429
+    /// What the status of an upstream's answer says of the pace; `None` where only the body can tell. The one place that
+    /// knows, for the retreat and whatever else asks. `obey_503` takes a 503 with `Retry-After` for a 429.
+    pub const fn verdict(status: u16, has_retry_after: bool, obey_503: bool) -> Option<Verdict> {
+        match status {
+            429 => Some(Verdict::Throttled),
+            503 if obey_503 && has_retry_after => Some(Verdict::Throttled),
+            503 => None,
+            _ => Some(Verdict::Served),
+        }
+    }
+
+    /// What the beginning of a 503's body says: NVIDIA's words for a full pool of workers of one model are
+    /// `ResourceExhausted: Worker local total request limit reached (33/32)`.
+    pub fn verdict_of_503(body: &[u8]) -> Verdict {
+        let says = |what: &str| memchr::memmem::find(body, what.as_bytes()).is_some();
+        if says("ResourceExhausted") || says("request limit reached") { Verdict::WorkersFull } else { Verdict::Served }
     }
 
     /// The outcome of a metered request that Envoy answered by itself, from the status and the code details of that

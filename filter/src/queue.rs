@@ -5,6 +5,7 @@
 //! the same patience, so the foremost of a lane is also the first to expire, and no second structure is needed for
 //! deadlines. Every operation costs O(log n).
 
+use crate::models::ModelKey;
 use crate::priority::{LANES, Lane, Priority};
 use crate::units::{Instant, Micros, RequestId};
 use hashbrown::HashMap;
@@ -19,6 +20,8 @@ pub struct Waiting {
     pub arrived: Instant,
     /// Where it waits.
     pub lane: Lane,
+    /// The model it asks for.
+    pub model: ModelKey,
 }
 
 /// What the board says of one lane of one worker.
@@ -26,9 +29,12 @@ pub struct Waiting {
 pub struct LaneHead {
     /// How many wait.
     pub count: u32,
-    /// Since when the foremost waits; meaningless when `count` is 0.
+    /// Since when the foremost waits; [`NEVER`] if none of them may go now; meaningless when `count` is 0.
     pub since: Instant,
 }
+
+/// The `since` of a lane in which everybody waits for their model's turn.
+pub const NEVER: Instant = Instant::from_micros(u64::MAX);
 
 /// The place of a request in the order of the whole process. Lower goes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -50,11 +56,17 @@ impl OrderKey {
     }
 }
 
+type Lanes = [BTreeMap<u64, Waiting>; LANES];
+
 /// The waiting requests of one worker for one limit.
+///
+/// Requests for models that are slowed stand apart, so that a decision goes past all of one model in one step, however
+/// many they are.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Queue {
-    lanes: [BTreeMap<u64, Waiting>; LANES],
-    places: HashMap<RequestId, (Lane, u64)>,
+    lanes: Lanes,
+    slowed: Vec<(ModelKey, Lanes)>,
+    places: HashMap<RequestId, (Lane, u64, ModelKey)>,
     next_place: u64,
     newest: Instant,
 }
@@ -64,10 +76,10 @@ impl Queue {
     ///
     /// The time of arrival is moved forward to the latest one seen if the clock stepped back, so that order in the lane
     /// and order of arrival are always the same. A request that waits already is first taken out.
-    pub fn push(&mut self, request: RequestId, lane: Lane, now: Instant) -> Waiting {
+    pub fn push(&mut self, request: RequestId, lane: Lane, model: ModelKey, now: Instant) -> Waiting {
         self.remove(request);
         self.newest = self.newest.max(now);
-        self.insert(Waiting { request, arrived: self.newest, lane })
+        self.insert(Waiting { request, arrived: self.newest, lane, model })
     }
 
     /// Moves a request to the end of another lane; it keeps its time of arrival.
@@ -79,37 +91,65 @@ impl Queue {
 
     /// Takes a request out, wherever it stands.
     pub fn remove(&mut self, request: RequestId) -> Option<Waiting> {
-        let (lane, place) = self.places.remove(&request)?;
-        self.lanes.get_mut(lane.index())?.remove(&place)
+        let (lane, place, model) = self.places.remove(&request)?;
+        self.group_of(model).get_mut(lane.index())?.remove(&place)
     }
 
-    /// The requests from the first to be served to the last, as the order is at `now`.
-    pub fn in_order(&self, now: Instant, aging: Option<Micros>) -> InOrder<'_> {
-        InOrder { lanes: self.lanes.each_ref().map(|lane| lane.values()), heads: self.heads(), now, aging }
+    /// Sets the requests of these models apart, and no others. It costs something only when the models have changed.
+    pub fn set_apart(&mut self, models: impl Iterator<Item = ModelKey> + Clone) {
+        if models.clone().eq(self.slowed.iter().map(|(model, _)| *model)) {
+            return;
+        }
+        for (_, lanes) in core::mem::take(&mut self.slowed) {
+            for (to, from) in self.lanes.iter_mut().zip(lanes) {
+                to.extend(from);
+            }
+        }
+        for model in models {
+            let mut apart = Lanes::default();
+            for (to, from) in apart.iter_mut().zip(&mut self.lanes) {
+                let theirs: Vec<u64> =
+                    from.iter().filter(|(_, waiting)| waiting.model == model).map(|(place, _)| *place).collect();
+                to.extend(theirs.into_iter().filter_map(|place| Some((place, from.remove(&place)?))));
+            }
+            self.slowed.push((model, apart));
+        }
     }
 
-    /// The foremost request of a lane.
+    /// The models set apart of which someone waits here.
+    pub fn waiting_apart(&self) -> impl Iterator<Item = ModelKey> {
+        self.slowed.iter().filter(|(_, lanes)| lanes.iter().any(|lane| !lane.is_empty())).map(|(model, _)| *model)
+    }
+
+    /// The requests from the first to be served to the last, as the order is at `now`. Of the models set apart, only
+    /// those that are `open` are in it.
+    pub fn in_order(&self, now: Instant, aging: Option<Micros>, open: impl Fn(ModelKey) -> bool) -> InOrder<'_> {
+        let slowed: Vec<Group<'_>> = self
+            .slowed
+            .iter()
+            .map(|(model, lanes)| Group { open: open(*model), ..Group::new(*model, lanes) })
+            .collect();
+        InOrder { rest: Group::new(ModelKey::NONE, &self.lanes), slowed, now, aging }
+    }
+
+    /// The foremost request of a lane, whether it may go now or not.
     pub fn front(&self, lane: Lane) -> Option<&Waiting> {
-        self.lanes.get(lane.index())?.values().next()
-    }
-
-    /// What the board is to say of this worker.
-    pub fn heads(&self) -> [LaneHead; LANES] {
-        self.lanes.each_ref().map(|lane| LaneHead {
-            count: u32::try_from(lane.len()).unwrap_or(u32::MAX),
-            since: lane.values().next().map(|w| w.arrived).unwrap_or_default(),
-        })
+        self.groups()
+            .filter_map(|lanes| lanes.get(lane.index())?.iter().next())
+            .min_by_key(|(place, _)| **place)
+            .map(|(_, waiting)| waiting)
     }
 
     /// All of them, lane by lane.
     pub fn all(&self) -> impl Iterator<Item = &Waiting> {
-        self.lanes.iter().flat_map(BTreeMap::values)
+        self.groups().flatten().flat_map(BTreeMap::values)
     }
 
     /// A request as it waits; `None` if it does not.
     pub fn get(&self, request: RequestId) -> Option<&Waiting> {
-        let (lane, place) = self.places.get(&request)?;
-        self.lanes.get(lane.index())?.get(place)
+        let (lane, place, model) = self.places.get(&request)?;
+        let apart = self.slowed.iter().find(|(slowed, _)| slowed == model);
+        apart.map_or(&self.lanes, |(_, lanes)| lanes).get(lane.index())?.get(place)
     }
 
     /// How many wait.
@@ -125,32 +165,52 @@ impl Queue {
     fn insert(&mut self, waiting: Waiting) -> Waiting {
         let place = self.next_place;
         self.next_place = self.next_place.saturating_add(1);
-        if let Some(lane) = self.lanes.get_mut(waiting.lane.index()) {
+        if let Some(lane) = self.group_of(waiting.model).get_mut(waiting.lane.index()) {
             lane.insert(place, waiting);
-            self.places.insert(waiting.request, (waiting.lane, place));
+            self.places.insert(waiting.request, (waiting.lane, place, waiting.model));
         }
         waiting
+    }
+
+    fn groups(&self) -> impl Iterator<Item = &Lanes> {
+        core::iter::once(&self.lanes).chain(self.slowed.iter().map(|(_, lanes)| lanes))
+    }
+
+    fn group_of(&mut self, model: ModelKey) -> &mut Lanes {
+        match self.slowed.iter().position(|(slowed, _)| *slowed == model).and_then(|at| self.slowed.get_mut(at)) {
+            Some((_, lanes)) => lanes,
+            None => &mut self.lanes,
+        }
     }
 }
 
 /// The waiting requests in the order of service, without taking them out: a decision can look ahead, and be made again
 /// on a fresh ledger, before anything is changed.
 pub struct InOrder<'a> {
-    lanes: [btree_map::Values<'a, u64, Waiting>; LANES],
-    heads: [LaneHead; LANES],
+    rest: Group<'a>,
+    slowed: Vec<Group<'a>>,
     now: Instant,
     aging: Option<Micros>,
 }
 
-impl InOrder<'_> {
-    /// The place of the next request.
-    pub fn peek(&self) -> Option<OrderKey> {
-        best(&self.heads, self.now, self.aging).map(|(key, _)| key)
+/// The requests of a model set apart, or of all the others.
+struct Group<'a> {
+    model: ModelKey,
+    open: bool,
+    lanes: [btree_map::Values<'a, u64, Waiting>; LANES],
+    heads: [LaneHead; LANES],
+}
+
+impl<'a> Group<'a> {
+    fn new(model: ModelKey, lanes: &'a Lanes) -> Self {
+        let heads = lanes.each_ref().map(|lane| LaneHead {
+            count: u32::try_from(lane.len()).unwrap_or(u32::MAX),
+            since: lane.values().next().map(|w| w.arrived).unwrap_or_default(),
+        });
+        Self { model, open: true, lanes: lanes.each_ref().map(|lane| lane.values()), heads }
     }
 
-    /// Goes past the next request and returns it.
-    pub fn advance(&mut self) -> Option<Waiting> {
-        let (_, lane) = best(&self.heads, self.now, self.aging)?;
+    fn advance(&mut self, lane: Lane) -> Option<Waiting> {
         let values = self.lanes.get_mut(lane.index())?;
         let head = self.heads.get_mut(lane.index())?;
         let passed = values.next().copied()?;
@@ -158,10 +218,48 @@ impl InOrder<'_> {
         head.since = values.clone().next().map(|w| w.arrived).unwrap_or_default();
         Some(passed)
     }
+}
+
+impl InOrder<'_> {
+    /// The place of the next request.
+    pub fn peek(&self) -> Option<OrderKey> {
+        let slowed = self.slowed.iter().filter(|group| group.open);
+        slowed
+            .chain([&self.rest])
+            .filter_map(|group| best(&group.heads, self.now, self.aging))
+            .map(|(key, _)| key)
+            .min()
+    }
+
+    /// Goes past the next request and returns it.
+    pub fn advance(&mut self) -> Option<Waiting> {
+        let (now, aging) = (self.now, self.aging);
+        let slowed = self.slowed.iter_mut().filter(|group| group.open);
+        let (_, lane, group) = slowed
+            .chain([&mut self.rest])
+            .filter_map(|group| best(&group.heads, now, aging).map(|(key, lane)| (key, lane, group)))
+            .min_by_key(|(key, ..)| *key)?;
+        group.advance(lane)
+    }
+
+    /// Leaves the rest of a model's requests out: its turn is over.
+    pub fn close(&mut self, model: ModelKey) {
+        for group in self.slowed.iter_mut().filter(|group| group.model == model) {
+            group.open = false;
+        }
+    }
 
     /// What the board is to say of those not yet gone past.
     pub fn heads(&self) -> [LaneHead; LANES] {
-        self.heads
+        let mut heads = self.rest.heads;
+        for group in &self.slowed {
+            for (sum, head) in heads.iter_mut().zip(&group.heads).filter(|(_, head)| head.count > 0) {
+                let theirs = if group.open { head.since } else { NEVER };
+                sum.since = if sum.count == 0 { theirs } else { sum.since.min(theirs) };
+                sum.count = sum.count.saturating_add(head.count);
+            }
+        }
+        heads
     }
 }
 
@@ -170,7 +268,7 @@ pub fn best(heads: &[LaneHead; LANES], now: Instant, aging: Option<Micros>) -> O
     Lane::ALL
         .into_iter()
         .zip(heads)
-        .filter(|(_, head)| head.count > 0)
+        .filter(|(_, head)| head.count > 0 && head.since != NEVER)
         .map(|(lane, head)| (OrderKey::new(lane, head.since, now, aging), lane))
         .min_by_key(|(key, _)| *key)
 }
@@ -212,26 +310,26 @@ mod tests {
     }
 
     fn order(queue: &Queue, now: Instant, aging: Option<Micros>) -> Vec<u32> {
-        let mut cursor = queue.in_order(now, aging);
+        let mut cursor = queue.in_order(now, aging, |_| true);
         core::iter::from_fn(|| cursor.advance()).map(|w| w.request.0).collect()
     }
 
     #[test]
     fn by_level_then_by_arrival_and_fallback_last() {
         let mut queue = Queue::default();
-        queue.push(RequestId(1), LOW, at(0));
-        queue.push(RequestId(2), Lane::Fallback(Priority::Urgent), at(0));
-        queue.push(RequestId(3), NORMAL, at(1));
-        queue.push(RequestId(4), NORMAL, at(2));
-        queue.push(RequestId(5), Lane::Queued(Priority::Urgent), at(3));
+        queue.push(RequestId(1), LOW, ModelKey::NONE, at(0));
+        queue.push(RequestId(2), Lane::Fallback(Priority::Urgent), ModelKey::NONE, at(0));
+        queue.push(RequestId(3), NORMAL, ModelKey::NONE, at(1));
+        queue.push(RequestId(4), NORMAL, ModelKey::NONE, at(2));
+        queue.push(RequestId(5), Lane::Queued(Priority::Urgent), ModelKey::NONE, at(3));
         assert_eq!(order(&queue, at(4), None), [5, 3, 4, 1, 2]);
     }
 
     #[test]
     fn aging_moves_up_one_level_a_step() {
         let mut queue = Queue::default();
-        queue.push(RequestId(1), LOW, at(0));
-        queue.push(RequestId(2), NORMAL, at(5));
+        queue.push(RequestId(1), LOW, ModelKey::NONE, at(0));
+        queue.push(RequestId(2), NORMAL, ModelKey::NONE, at(5));
         let aging = Some(Micros::from_secs(10));
         assert_eq!(order(&queue, at(9), aging), [2, 1]);
         assert_eq!(order(&queue, at(10), aging), [1, 2]);
@@ -240,8 +338,8 @@ mod tests {
     #[test]
     fn a_step_back_of_the_clock_keeps_the_order() {
         let mut queue = Queue::default();
-        queue.push(RequestId(1), NORMAL, at(5));
-        let second = queue.push(RequestId(2), NORMAL, at(1));
+        queue.push(RequestId(1), NORMAL, ModelKey::NONE, at(5));
+        let second = queue.push(RequestId(2), NORMAL, ModelKey::NONE, at(1));
         assert_eq!(second.arrived, at(5));
         assert_eq!(order(&queue, at(5), None), [1, 2]);
     }
@@ -250,22 +348,47 @@ mod tests {
     fn leaving_from_the_middle_and_twice() {
         let mut queue = Queue::default();
         for id in 1..=3 {
-            queue.push(RequestId(id), NORMAL, at(u64::from(id)));
+            queue.push(RequestId(id), NORMAL, ModelKey::NONE, at(u64::from(id)));
         }
         assert!(queue.remove(RequestId(2)).is_some());
         assert!(queue.remove(RequestId(2)).is_none());
         assert_eq!(order(&queue, at(9), None), [1, 3]);
-        assert_eq!(queue.heads()[NORMAL.index()], LaneHead { count: 2, since: at(1) });
+        assert_eq!(queue.in_order(at(0), None, |_| true).heads()[NORMAL.index()], LaneHead { count: 2, since: at(1) });
     }
 
     #[test]
     fn looking_ahead_tells_what_remains() {
         let mut queue = Queue::default();
-        queue.push(RequestId(1), NORMAL, at(1));
-        queue.push(RequestId(2), NORMAL, at(2));
-        let mut cursor = queue.in_order(at(3), None);
+        queue.push(RequestId(1), NORMAL, ModelKey::NONE, at(1));
+        queue.push(RequestId(2), NORMAL, ModelKey::NONE, at(2));
+        let mut cursor = queue.in_order(at(3), None, |_| true);
         cursor.advance();
         assert_eq!(cursor.heads()[NORMAL.index()], LaneHead { count: 1, since: at(2) });
         assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn a_model_whose_turn_it_is_not_is_gone_past_and_still_counted() {
+        const SLOW: ModelKey = ModelKey(7);
+        let mut queue = Queue::default();
+        queue.push(RequestId(1), NORMAL, SLOW, at(1));
+        queue.push(RequestId(2), NORMAL, ModelKey(8), at(2));
+        queue.push(RequestId(3), LOW, SLOW, at(3));
+        queue.set_apart([SLOW].into_iter());
+        let mut closed = queue.in_order(at(4), None, |_| false);
+        assert_eq!(closed.heads()[NORMAL.index()], LaneHead { count: 2, since: at(2) });
+        assert_eq!(closed.heads()[LOW.index()], LaneHead { count: 1, since: NEVER });
+        assert_eq!(closed.advance().map(|w| w.request), Some(RequestId(2)));
+        assert_eq!((closed.peek(), closed.advance()), (None, None));
+        let mut open = queue.in_order(at(4), None, |_| true);
+        assert_eq!(open.advance().map(|w| w.request), Some(RequestId(1)));
+        open.close(SLOW);
+        assert_eq!(open.advance().map(|w| w.request), Some(RequestId(2)));
+        assert_eq!(open.advance(), None);
+        assert_eq!(queue.front(NORMAL).map(|w| w.request), Some(RequestId(1)));
+        queue.push(RequestId(4), NORMAL, SLOW, at(5));
+        assert_eq!(queue.waiting_apart().collect::<Vec<_>>(), [SLOW]);
+        queue.set_apart([].into_iter());
+        assert_eq!(order(&queue, at(6), None), [1, 2, 4, 3]);
     }
 }

@@ -4,12 +4,14 @@
 //! and the store come in with each call. Every decision is made inside [`Store::measure_and_replace`] and only then
 //! carried out on the queue, so a lost race leaves no trace here.
 
-use crate::ledger::{Arrival, Ledger, Origin, Place, Rules, Snapshot, Turn};
+use crate::ledger::{Arrival, Ledger, Origin, Place, Rules, Snapshot};
+use crate::models::ModelKey;
 use crate::observe::Observer;
 use crate::outcome::Outcome;
+use crate::pace::Answer;
 use crate::priority::{LANES, Lane, Priority};
 use crate::queue::{Queue, Waiting};
-use crate::retreat::{Answer, Transition};
+use crate::retreat::Transition;
 use crate::store::{Store, StoreError};
 use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
 use shadow::Shadow;
@@ -127,6 +129,7 @@ impl Scheduler {
         id: LimitId,
         request: RequestId,
         priority: Priority,
+        model: ModelKey,
         origin: &Origin,
         worker: WorkerId,
         now: Instant,
@@ -136,7 +139,7 @@ impl Scheduler {
         let Some(limit) = self.limits.get_mut(id.0) else {
             return Vec::new();
         };
-        let waiting = limit.queue.push(request, Lane::Queued(priority), now);
+        let waiting = limit.queue.push(request, Lane::Queued(priority), model, now);
         limit.turn(id, Some((waiting, origin)), worker, now, store, observer)
     }
 
@@ -257,15 +260,12 @@ impl Limit {
     ) -> Vec<Action> {
         let expired = self.expire(now);
         let origin = arrival.map(|(_, origin)| origin);
-        let arrival = arrival.map(|(waiting, _)| Arrival {
-            request: waiting.request,
-            lane: waiting.lane,
-            arrived: waiting.arrived,
-        });
+        let arrival = arrival.map(|(waiting, _)| Arrival::from(waiting));
         // The queue is lent to the decision while the rest of the limit runs the transaction.
         let mut queue = core::mem::take(&mut self.queue);
         let decided = self.transact(id, now, store, observer, |ledger, _, now| {
             let (noted, adopted) = origin.map_or((false, None), |origin| ledger.claim(origin, now));
+            queue.set_apart(ledger.models().slowed().iter().map(|slowed| slowed.key));
             let (turn, changed) = ledger.turn(worker, &queue, arrival, now);
             let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane, now));
             let transition = adopted.and_then(|adopted| adopted.transition);
@@ -288,7 +288,7 @@ impl Limit {
                     }
                 };
                 actions.extend(expired.iter().map(|w| refuse(w.request, w.lane, w.arrived, Outcome::RateLimited)));
-                actions.extend(grant(&mut queue, turn, self.rules.aging, now, id, observer));
+                actions.extend(grant(&mut queue, &turn.granted, now, id, observer));
                 if let Some(arrival) = arrival {
                     match turn.place {
                         Place::Queued => {}
@@ -422,7 +422,9 @@ impl Limit {
         }
         observer.looked(id, &snapshot);
         let full_at = (snapshot.available < snapshot.full).then_some(snapshot.full_at);
-        self.refresh_at = full_at.into_iter().chain(snapshot.retreat.due_at()).min();
+        // The way back has many small steps, and nobody waits for them.
+        let next_step = snapshot.retreat_due_at.map(|at| at.max(now.after(rules.retreat.window.eighth())));
+        self.refresh_at = full_at.into_iter().chain(next_step).min();
         Ok((decision, snapshot, stirred))
     }
 }
@@ -430,16 +432,13 @@ impl Limit {
 /// Takes the granted requests out of the queue, in the order in which the decision saw them.
 fn grant(
     queue: &mut Queue,
-    turn: Turn,
-    aging: Option<Micros>,
+    granted: &[Waiting],
     now: Instant,
     id: LimitId,
     observer: &mut impl Observer,
 ) -> Vec<Action> {
-    let mut order = queue.in_order(now, aging);
-    let granted: Vec<Waiting> = (0..turn.granted).map_while(|_| order.advance()).collect();
     granted
-        .into_iter()
+        .iter()
         .map(|waiting| {
             queue.remove(waiting.request);
             let waited = now.since(waiting.arrived);

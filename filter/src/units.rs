@@ -87,6 +87,11 @@ impl Micros {
         Self(self.0.saturating_add(other.0))
     }
 
+    /// An eighth of the span.
+    pub const fn eighth(self) -> Self {
+        Self(self.0 / 8)
+    }
+
     /// The span `n` times over.
     pub const fn times(self, n: u64) -> Self {
         Self(self.0.saturating_mul(n))

@@ -7,6 +7,7 @@
 
 use nimgate::bucket::TOKEN;
 use nimgate::ledger::{GRACE, Ledger, Origin, Rules};
+use nimgate::models::ModelKey;
 use nimgate::observe::Observer;
 use nimgate::outcome::Outcome;
 use nimgate::priority::{LANES, Lane, Priority};
@@ -43,6 +44,8 @@ impl Setup {
             base: MilliRpm::from_rpm(self.rpm),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            obey_503: false,
+            probe_windows: 5,
             window: Micros::from_secs(60),
         };
         let Self { capacity, queue_max, aging, patience, may_fall_back, .. } = self;
@@ -271,7 +274,8 @@ impl Fleet {
         let (request, worker, now) = (RequestId(id), WorkerId(at as u32 + 1), self.now);
         let origin = Origin { rules: self.setup.rules(), connection: 0 };
         let (store, gauges) = (&mut self.store, &mut self.gauges);
-        let actions = self.workers[at].arrive(LIMIT, request, priority, &origin, worker, now, store, gauges);
+        let actions =
+            self.workers[at].arrive(LIMIT, request, priority, ModelKey::NONE, &origin, worker, now, store, gauges);
         self.carry_out(actions);
         self.pass_to(self.now);
     }

@@ -4,8 +4,11 @@
 //! to the configuration.
 
 use super::raw::{self, Mode, Number, Object, QueueFullPolicy};
-use super::{ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, WINDOW_S_MAX, check_window, counting_window, seconds, whole, wrong};
+use super::{
+    ConfigError, QUEUE_MAX_MAX, TIMEOUT_S_MAX, WINDOW_S_MAX, check_window, counting_window, seconds, whole, wrong,
+};
 use crate::ledger::Rules;
+use crate::retreat::PROBE_WINDOWS_MAX;
 use crate::units::{Micros, MilliRpm, RATE_RPM_MAX};
 use serde::Deserialize;
 use serde::de::Deserializer;
@@ -49,6 +52,10 @@ struct RetreatChange {
     floor_rpm: Given<Number>,
     #[serde(default, deserialize_with = "given")]
     retry_after_max_s: Given<Number>,
+    #[serde(default, deserialize_with = "given")]
+    obey_503: Given<bool>,
+    #[serde(default, deserialize_with = "given")]
+    probe_windows: Given<Number>,
 }
 
 /// `None` where a field was left out, `Some(None)` where it was null.
@@ -156,10 +163,25 @@ impl Change {
         let retreat = match &self.retreat {
             None => return Ok(()),
             Some(Some(Object(retreat))) => *retreat,
-            Some(None) => RetreatChange { enabled: Some(None), floor_rpm: Some(None), retry_after_max_s: Some(None) },
+            Some(None) => RetreatChange {
+                enabled: Some(None),
+                floor_rpm: Some(None),
+                retry_after_max_s: Some(None),
+                obey_503: Some(None),
+                probe_windows: Some(None),
+            },
         };
         if let Some(enabled) = retreat.enabled {
             rules.retreat.enabled = enabled.unwrap_or(configured.retreat.enabled);
+        }
+        if let Some(obey) = retreat.obey_503 {
+            rules.retreat.obey_503 = obey.unwrap_or(configured.retreat.obey_503);
+        }
+        if let Some(probe) = retreat.probe_windows {
+            rules.retreat.probe_windows = match probe {
+                Some(probe) => whole(Some(probe), "retreat.probe_windows", 1, PROBE_WINDOWS_MAX, 1)?,
+                None => configured.retreat.probe_windows,
+            };
         }
         if let Some(floor) = retreat.floor_rpm {
             rules.retreat.floor = match floor {

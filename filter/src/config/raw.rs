@@ -52,6 +52,8 @@ pub struct RetreatFields {
     pub enabled: Option<bool>,
     pub floor_rpm: Option<Number>,
     pub retry_after_max_s: Option<Number>,
+    pub obey_503: Option<bool>,
+    pub probe_windows: Option<Number>,
 }
 
 #[derive(serde::Deserialize, Default)]

@@ -225,7 +225,7 @@ impl Retreat {
     fn of(looked: &[&Looked]) -> Self {
         let worst = looked
             .iter()
-            .map(|looked| looked.snapshot.retreat.phase())
+            .map(|looked| looked.snapshot.phase)
             .max_by_key(|phase| match phase {
                 Phase::Normal => 0,
                 Phase::Recover => 1,

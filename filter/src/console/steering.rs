@@ -168,6 +168,8 @@ struct RetreatSettings {
     enabled: bool,
     floor_rpm: u32,
     retry_after_max_s: u64,
+    obey_503: bool,
+    probe_windows: u32,
 }
 
 impl From<&Rules> for Settings {
@@ -186,6 +188,8 @@ impl From<&Rules> for Settings {
                 enabled: rules.retreat.enabled,
                 floor_rpm: rules.retreat.floor.as_rpm(),
                 retry_after_max_s: rules.retreat.retry_after_max.as_secs_ceil(),
+                obey_503: rules.retreat.obey_503,
+                probe_windows: rules.retreat.probe_windows,
             },
         }
     }

@@ -7,6 +7,8 @@ use super::board::{Board, Slot, WORKERS_MAX};
 use super::in_force::{Contender, InForce};
 use super::{Due, Ledger, Rules, Served};
 use crate::bucket::Bucket;
+use crate::models::{ModelKey, ModelName, Models, NAME_BYTES, SEEN_MAX, SLOWED_MAX, Seen, Slowed};
+use crate::pace::Pace;
 use crate::priority::{LANES, Priority};
 use crate::queue::{LaneHead, Patience};
 use crate::retreat::curve::Curve;
@@ -41,31 +43,8 @@ impl Ledger {
         out.u64(newest);
         counts.iter().for_each(|count| out.u32(*count));
         out.u32(self.owed);
-        let retreat = &self.retreat;
-        out.u32(retreat.phase as u32);
-        out.u32(retreat.rate.get());
-        out.instant(retreat.due_at);
-        out.instant(retreat.cut_at);
-        out.instant(retreat.closed_until);
-        out.u32(retreat.curve.from.get());
-        out.u32(retreat.curve.ceiling.get());
-        out.u64(retreat.curve.plateau.get());
-        out.u64(retreat.curve.doubling.get());
-        out.u64(retreat.grown.get());
-        out.u32(retreat.relapses);
-        out.u32(retreat.confirmed);
-        out.u32(u32::from(retreat.half_open));
-        out.u32(u32::from(retreat.undo));
-        out.u32(retreat.admitted);
-        out.instant(retreat.measured_from);
-        out.u64(retreat.meter.window.get());
-        out.u64(retreat.meter.newest);
-        for cell in &retreat.meter.cells {
-            out.u32(cell.granted);
-            out.u32(cell.wasted);
-            out.u32(cell.answers);
-            out.u32(cell.refused);
-        }
+        out.retreat(&self.pace.account);
+        out.models(&self.pace.models);
         for served in self.served {
             out.u64(served.count);
             out.u64(served.waited.get());
@@ -113,35 +92,7 @@ impl Ledger {
             WindowGuard::from_parts(window, newest, counts)
         };
         let owed = from.u32()?;
-        let retreat = Retreat {
-            phase: Phase::from_code(u8::try_from(from.u32()?).ok()?)?,
-            rate: from.rate()?,
-            due_at: from.instant()?,
-            cut_at: from.instant()?,
-            closed_until: from.instant()?,
-            curve: Curve {
-                from: MilliRpm::new(from.u32()?),
-                ceiling: MilliRpm::new(from.u32()?),
-                plateau: Micros::new(from.u64()?),
-                doubling: Micros::new(from.u64()?),
-            },
-            grown: Micros::new(from.u64()?),
-            relapses: from.u32()?,
-            confirmed: from.u32()?,
-            half_open: from.flag()?,
-            undo: from.flag()?,
-            admitted: from.u32()?,
-            measured_from: from.instant()?,
-            meter: {
-                let (window, newest) = (Micros::new(from.u64()?), from.u64()?);
-                let mut cells = [Cell::default(); meter::KEPT];
-                for cell in &mut cells {
-                    *cell =
-                        Cell { granted: from.u32()?, wasted: from.u32()?, answers: from.u32()?, refused: from.u32()? };
-                }
-                Meter { window, newest, cells }
-            },
-        };
+        let pace = Pace { account: from.retreat()?, models: from.models()? };
         let mut served = [Served::default(); Priority::ALL.len()];
         for served in &mut served {
             *served = Served { count: from.u64()?, waited: Micros::new(from.u64()?) };
@@ -174,7 +125,7 @@ impl Ledger {
                 },
             });
         }
-        Some(Self { in_force, bucket, guard, owed, retreat, due, served, board: Board::from_slots(board) })
+        Some(Self { in_force, bucket, guard, owed, pace, due, served, board: Board::from_slots(board) })
     }
 }
 
@@ -193,6 +144,61 @@ impl Writer {
         self.u64(value.as_micros());
     }
 
+    fn retreat(&mut self, retreat: &Retreat) {
+        self.u32(retreat.phase as u32);
+        self.u32(retreat.rate.get());
+        self.instant(retreat.due_at);
+        self.instant(retreat.cut_at);
+        self.instant(retreat.closed_until);
+        self.u32(retreat.curve.from.get());
+        self.u32(retreat.curve.ceiling.get());
+        self.u64(retreat.curve.plateau.get());
+        self.u64(retreat.curve.doubling.get());
+        self.u64(retreat.grown.get());
+        self.u32(retreat.relapses);
+        self.u32(retreat.confirmed);
+        self.u32(u32::from(retreat.half_open));
+        self.u32(u32::from(retreat.undo));
+        self.u32(retreat.admitted);
+        self.instant(retreat.measured_from);
+        self.instant(retreat.left_normal_at);
+        self.instant(retreat.known_from);
+        self.u32(retreat.learned.get());
+        self.instant(retreat.learned_at);
+        self.u64(retreat.meter.window.get());
+        self.u64(retreat.meter.newest);
+        self.instant(retreat.meter.counted_to);
+        for cell in &retreat.meter.cells {
+            self.u32(cell.granted);
+            self.u32(cell.wasted);
+            self.u32(cell.answers);
+            self.u32(cell.refused);
+            self.u32(cell.allowed);
+        }
+    }
+
+    fn models(&mut self, models: &Models) {
+        self.u32(u32::try_from(models.seen.len()).unwrap_or(u32::MAX));
+        for seen in &models.seen {
+            self.u64(seen.key.0);
+            self.instant(seen.served_at);
+            self.instant(seen.refused_at);
+            self.u32(seen.streak);
+            self.instant(seen.streak_from);
+            self.u64(seen.half);
+            self.u32(seen.now);
+            self.u32(seen.before);
+        }
+        self.u32(u32::try_from(models.slowed.len()).unwrap_or(u32::MAX));
+        for slowed in &models.slowed {
+            self.u64(slowed.key.0);
+            self.0.extend_from_slice(slowed.name.bytes());
+            self.instant(slowed.next_at);
+            self.u32(u32::from(slowed.worker_full));
+            self.retreat(&slowed.retreat);
+        }
+    }
+
     fn rules(&mut self, rules: &Rules) {
         self.u32(rules.retreat.base.get());
         self.u32(rules.capacity);
@@ -201,6 +207,8 @@ impl Writer {
         self.u32(u32::from(rules.retreat.enabled));
         self.u32(rules.retreat.floor.get());
         self.u64(rules.retreat.retry_after_max.get());
+        self.u32(u32::from(rules.retreat.obey_503));
+        self.u32(rules.retreat.probe_windows);
         self.u64(rules.retreat.window.get());
         self.u64(rules.window.get());
         self.u64(rules.patience.low.get());
@@ -237,6 +245,85 @@ impl Reader<'_> {
         }
     }
 
+    fn retreat(&mut self) -> Option<Retreat> {
+        Some(Retreat {
+            phase: Phase::from_code(u8::try_from(self.u32()?).ok()?)?,
+            rate: self.rate()?,
+            due_at: self.instant()?,
+            cut_at: self.instant()?,
+            closed_until: self.instant()?,
+            curve: Curve {
+                from: MilliRpm::new(self.u32()?),
+                ceiling: MilliRpm::new(self.u32()?),
+                plateau: Micros::new(self.u64()?),
+                doubling: Micros::new(self.u64()?),
+            },
+            grown: Micros::new(self.u64()?),
+            relapses: self.u32()?,
+            confirmed: self.u32()?,
+            half_open: self.flag()?,
+            undo: self.flag()?,
+            admitted: self.u32()?,
+            measured_from: self.instant()?,
+            left_normal_at: self.instant()?,
+            known_from: self.instant()?,
+            learned: MilliRpm::new(self.u32()?),
+            learned_at: self.instant()?,
+            meter: {
+                let (window, newest, counted_to) = (Micros::new(self.u64()?), self.u64()?, self.instant()?);
+                let mut cells = [Cell::default(); meter::KEPT];
+                for cell in &mut cells {
+                    *cell = Cell {
+                        granted: self.u32()?,
+                        wasted: self.u32()?,
+                        answers: self.u32()?,
+                        refused: self.u32()?,
+                        allowed: self.u32()?,
+                    };
+                }
+                Meter { window, newest, counted_to, cells }
+            },
+        })
+    }
+
+    fn models(&mut self) -> Option<Models> {
+        let mut models = Models::default();
+        let seen = self.u32()? as usize;
+        if seen > SEEN_MAX {
+            return None;
+        }
+        for _ in 0..seen {
+            models.seen.push(Seen {
+                key: ModelKey(self.u64()?),
+                served_at: self.instant()?,
+                refused_at: self.instant()?,
+                streak: self.u32()?,
+                streak_from: self.instant()?,
+                half: self.u64()?,
+                now: self.u32()?,
+                before: self.u32()?,
+            });
+        }
+        let slowed = self.u32()? as usize;
+        if slowed > SLOWED_MAX {
+            return None;
+        }
+        for _ in 0..slowed {
+            models.slowed.push(Slowed {
+                key: ModelKey(self.u64()?),
+                name: {
+                    let (name, rest) = self.0.split_first_chunk::<NAME_BYTES>()?;
+                    self.0 = rest;
+                    ModelName::from_bytes(*name)
+                },
+                next_at: self.instant()?,
+                worker_full: self.flag()?,
+                retreat: self.retreat()?,
+            });
+        }
+        Some(models)
+    }
+
     fn rules(&mut self) -> Option<Rules> {
         let base = self.rate()?;
         let capacity = self.u32()?;
@@ -253,6 +340,8 @@ impl Reader<'_> {
                 base,
                 floor,
                 retry_after_max: Micros::new(self.u64()?),
+                obey_503: self.flag()?,
+                probe_windows: self.u32()?,
                 window: Micros::new(self.u64()?),
             },
             window: Micros::new(self.u64()?),
@@ -272,11 +361,25 @@ impl Reader<'_> {
 const SLOT_BYTES: usize = 4 + 4 + 8 + LANES * 12;
 
 /// Bytes before the slots.
-const FIXED_BYTES: usize =
-    4 + 2 * RULES_BYTES + 4 + 24 + 24 + 16 + KEPT * 4 + 4 + RETREAT_BYTES + 16 * Priority::ALL.len() + 16 + 4;
+const FIXED_BYTES: usize = 4
+    + 2 * RULES_BYTES
+    + 4
+    + 24
+    + 24
+    + 16
+    + KEPT * 4
+    + 4
+    + RETREAT_BYTES
+    + MODELS_BYTES
+    + 16 * Priority::ALL.len()
+    + 16
+    + 4;
 
 /// Bytes of the retreat's state: itself, the curve, the meter.
-const RETREAT_BYTES: usize = 8 + 24 + 24 + 8 + 28 + 16 + meter::KEPT * 16;
+const RETREAT_BYTES: usize = 8 + 24 + 24 + 8 + 56 + 24 + meter::KEPT * 20;
 
 /// Bytes of a set of rules.
-const RULES_BYTES: usize = 12 + 8 + 8 + 8 + 8 + 8 + 16 + 4 + 4;
+const RULES_BYTES: usize = 12 + 8 + 8 + 8 + 16 + 8 + 16 + 4 + 4;
+
+/// Bytes of what is known of models, as long as none is slowed.
+const MODELS_BYTES: usize = 4 + SEEN_MAX * 52 + 4;

@@ -151,6 +151,8 @@ mod tests {
                 base: MilliRpm::from_rpm(60),
                 floor: MilliRpm::from_rpm(1),
                 retry_after_max: Micros::ZERO,
+                obey_503: false,
+                probe_windows: 5,
                 window: Micros::from_secs(60),
             },
         }

@@ -2,6 +2,8 @@
 
 use super::board::{SLOT_TTL, WORKERS_MAX};
 use super::*;
+use crate::models::ModelName;
+use crate::pace::Verdict;
 use crate::priority::Priority;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -19,6 +21,8 @@ const RULES: Rules = Rules {
         base: MilliRpm::from_rpm(60),
         floor: MilliRpm::from_rpm(1),
         retry_after_max: Micros::from_secs(300),
+        obey_503: false,
+        probe_windows: 5,
         window: Micros::from_secs(60),
     },
 };
@@ -31,17 +35,15 @@ fn at(millis: u64) -> Instant {
 
 /// Puts a request into a worker's queue and asks for its turn; takes the granted ones out of the queue.
 fn arrive(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, id: u32, priority: Priority, now: Instant) -> Turn {
-    let waiting = queue.push(RequestId(id), Lane::Queued(priority), now);
-    let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
+    let waiting = queue.push(RequestId(id), Lane::Queued(priority), ModelKey::NONE, now);
+    let arrival = Arrival::from(waiting);
     take_turn(ledger, worker, queue, Some(arrival), now)
 }
 
 fn take_turn(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, arrival: Option<Arrival>, now: Instant) -> Turn {
     ledger.advance(now);
     let (turn, _) = ledger.turn(worker, queue, arrival, now);
-    let mut order = queue.in_order(now, ledger.rules().aging);
-    let granted: Vec<_> = (0..turn.granted).map_while(|_| order.advance()).collect();
-    for waiting in granted {
+    for waiting in &turn.granted {
         queue.remove(waiting.request);
     }
     if let (Some(arrival), Place::Refused) = (arrival, turn.place) {
@@ -56,10 +58,10 @@ fn a_token_that_is_there_goes_at_once() {
     let mut ledger = Ledger::new(RULES, 2, at(0));
     let mut queue = Queue::default();
     for id in 1..=2 {
-        assert_eq!(arrive(&mut ledger, A, &mut queue, id, Priority::Low, at(0)).granted, 1);
+        assert_eq!(arrive(&mut ledger, A, &mut queue, id, Priority::Low, at(0)).granted.len(), 1);
     }
     let third = arrive(&mut ledger, A, &mut queue, 3, Priority::Urgent, at(0));
-    assert_eq!((third.granted, third.place, third.look_again_at), (0, Place::Queued, Some(at(1_000))));
+    assert_eq!((third.granted.len(), third.place, third.look_again_at), (0, Place::Queued, Some(at(1_000))));
 }
 
 #[test]
@@ -72,12 +74,12 @@ fn the_best_request_of_all_workers_is_served_first() {
     assert_eq!(urgent.look_again_at, Some(at(1_000)), "the best looks when the token is there");
 
     let too_early = take_turn(&mut ledger, A, &mut a, None, at(1_000));
-    assert_eq!((too_early.granted, too_early.wake), (0, Some(B)), "not its turn, but it wakes whose turn it is");
+    assert_eq!((too_early.granted.len(), too_early.wake), (0, Some(B)), "not its turn, but it wakes whose turn it is");
     assert_eq!(too_early.look_again_at, Some(at(1_000).after(GRACE)));
 
     let due = take_turn(&mut ledger, B, &mut b, None, at(1_001));
-    assert_eq!((due.granted, due.wake), (1, Some(A)), "and the next best learns that it is now the best");
-    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted, 1);
+    assert_eq!((due.granted.len(), due.wake), (1, Some(A)), "and the next best learns that it is now the best");
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted.len(), 1);
     assert!(ledger.board().slots().is_empty());
 }
 
@@ -87,8 +89,8 @@ fn within_a_level_who_came_first_goes_first_whichever_worker_holds_it() {
     let (mut a, mut b) = (Queue::default(), Queue::default());
     arrive(&mut ledger, B, &mut b, 1, Priority::Normal, at(1));
     arrive(&mut ledger, A, &mut a, 2, Priority::Normal, at(2));
-    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(1_000)).granted, 0);
-    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(1_000)).granted, 1);
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(1_000)).granted.len(), 0);
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(1_000)).granted.len(), 1);
 }
 
 #[test]
@@ -102,12 +104,16 @@ fn a_worker_that_does_not_come_is_passed_over_once_and_then_taken_off() {
     let grace_over = at(1_000).after(GRACE);
     let too_early = take_turn(&mut ledger, A, &mut a, None, at(1_029));
     assert_eq!(
-        (too_early.granted, too_early.look_again_at),
+        (too_early.granted.len(), too_early.look_again_at),
         (0, Some(grace_over)),
         "only the rest of the grace is left"
     );
-    assert_eq!(take_turn(&mut ledger, A, &mut a, None, grace_over).granted, 1);
-    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted, 1, "the stall costs one grace, not two");
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, grace_over).granted.len(), 1);
+    assert_eq!(
+        take_turn(&mut ledger, A, &mut a, None, at(2_000)).granted.len(),
+        1,
+        "the stall costs one grace, not two"
+    );
     assert_eq!(ledger.board().totals().iter().sum::<u32>(), 1);
     take_turn(&mut ledger, A, &mut a, None, at(0).after(SLOT_TTL));
     assert_eq!(ledger.board().totals().iter().sum::<u32>(), 0, "a silent worker's requests no longer count");
@@ -120,10 +126,10 @@ fn a_worker_that_was_passed_over_counts_again_as_soon_as_it_speaks() {
     arrive(&mut ledger, B, &mut b, 1, Priority::Urgent, at(0));
     arrive(&mut ledger, A, &mut a, 2, Priority::Normal, at(0));
     take_turn(&mut ledger, A, &mut a, None, at(1_050));
-    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(1_060)).granted, 0, "the token is gone");
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(1_060)).granted.len(), 0, "the token is gone");
     arrive(&mut ledger, A, &mut a, 3, Priority::Normal, at(1_500));
     assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(2_000)).wake, Some(B));
-    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(2_000)).granted, 1);
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(2_000)).granted.len(), 1);
 }
 
 #[test]
@@ -144,8 +150,8 @@ fn outside_a_full_queue_there_is_as_much_room_again() {
     let mut queue = Queue::default();
     let mut places = Vec::new();
     for id in 1..=7 {
-        let waiting = queue.push(RequestId(id), Lane::Queued(Priority::High), at(0));
-        let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
+        let waiting = queue.push(RequestId(id), Lane::Queued(Priority::High), ModelKey::NONE, at(0));
+        let arrival = Arrival::from(waiting);
         let turn = take_turn(&mut ledger, A, &mut queue, Some(arrival), at(0));
         if let Place::Fallback(lane) = turn.place {
             queue.shift(RequestId(id), lane);
@@ -157,10 +163,10 @@ fn outside_a_full_queue_there_is_as_much_room_again() {
     assert_eq!(places[3..6], [fallback; 3]);
     assert_eq!(places[6], Place::Refused);
     // A queued request that comes later still goes before those outside.
-    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted, 1);
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted.len(), 1);
     arrive(&mut ledger, A, &mut queue, 9, Priority::Low, at(1_001));
     let order: Vec<u32> = {
-        let mut order = queue.in_order(at(1_001), None);
+        let mut order = queue.in_order(at(1_001), None, |_| true);
         core::iter::from_fn(|| order.advance()).map(|w| w.request.0).collect()
     };
     assert_eq!(order, [2, 3, 9, 4, 5, 6]);
@@ -169,12 +175,17 @@ fn outside_a_full_queue_there_is_as_much_room_again() {
 #[test]
 fn a_pause_that_the_upstream_asked_for_holds_everyone() {
     let mut ledger = Ledger::new(RULES, 2, at(0));
-    let answer = Answer { granted_at: at(0), throttled: true, retry_after: Some(Micros::from_secs(7)) };
+    let answer = Answer {
+        granted_at: at(0),
+        verdict: Verdict::Throttled,
+        retry_after: Some(Micros::from_secs(7)),
+        model: (ModelKey::NONE, ModelName::NONE),
+    };
     assert!(ledger.answer(answer, at(0)).is_some());
     let mut queue = Queue::default();
     let turn = arrive(&mut ledger, A, &mut queue, 1, Priority::Urgent, at(1));
-    assert_eq!((turn.granted, turn.look_again_at), (0, Some(at(7_000))));
-    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(7_000)).granted, 1);
+    assert_eq!((turn.granted.len(), turn.look_again_at), (0, Some(at(7_000))));
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(7_000)).granted.len(), 1);
 }
 
 #[test]
@@ -226,8 +237,8 @@ fn retries_are_paid_with_the_next_tokens() {
     ledger.charge(2);
     // One was there, the next is owed, and the one after it is ours.
     assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::Urgent, at(0)).look_again_at, Some(at(2_000)));
-    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted, 0);
-    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(2_000)).granted, 1);
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted.len(), 0);
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(2_000)).granted.len(), 1);
     ledger.charge(1_000);
     let next = arrive(&mut ledger, A, &mut queue, 2, Priority::Urgent, at(2_000)).look_again_at;
     assert_eq!(next, Some(at(5_000)), "no more is owed than the bucket holds");
@@ -238,8 +249,8 @@ fn retries_count_in_the_window() {
     let rules = Rules { window: Micros::from_secs(3), capacity: 3, ..RULES };
     let mut ledger = Ledger::new(rules, 3, at(0));
     let mut queue = Queue::default();
-    assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::High, at(0)).granted, 1);
+    assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::High, at(0)).granted.len(), 1);
     ledger.charge(2);
     let turn = arrive(&mut ledger, A, &mut queue, 2, Priority::High, at(2_500));
-    assert!(turn.granted == 0 && turn.look_again_at > Some(at(3_000)));
+    assert!(turn.granted.is_empty() && turn.look_again_at > Some(at(3_000)));
 }

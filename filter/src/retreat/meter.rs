@@ -22,6 +22,8 @@ pub struct Cell {
     pub answers: u32,
     /// Of those, the ones that said "too many requests".
     pub refused: u32,
+    /// Thousandths of requests that the rate allowed in it.
+    pub allowed: u32,
 }
 
 /// The counts of the last window.
@@ -30,21 +32,24 @@ pub struct Meter {
     pub(crate) window: Micros,
     /// The number of the newest sub-window, counted from the clock's origin.
     pub(crate) newest: u64,
+    /// Until when `allowed` is counted.
+    pub(crate) counted_to: Instant,
     pub(crate) cells: [Cell; KEPT],
 }
 
 impl Default for Meter {
     fn default() -> Self {
-        Self { window: Micros::ZERO, newest: 0, cells: [Cell::default(); KEPT] }
+        Self { window: Micros::ZERO, newest: 0, counted_to: Instant::ZERO, cells: [Cell::default(); KEPT] }
     }
 }
 
 impl Meter {
-    /// Lets time pass. A window of another length forgets everything; so does a large step back of the clock.
-    pub fn advance(&mut self, window: Micros, now: Instant) {
+    /// Lets time pass, in which `rate` was allowed. A window of another length forgets everything; so does a large step
+    /// back of the clock.
+    pub fn advance(&mut self, window: Micros, rate: MilliRpm, now: Instant) {
         let cell = cell_at(window, now);
         if window != self.window || self.newest > cell.saturating_add(KEPT as u64) {
-            *self = Self { window, newest: cell, ..Self::default() };
+            *self = Self { window, newest: cell, counted_to: now, ..Self::default() };
         }
         // A leap of any size clears each place once.
         let first = self.newest.saturating_add(1);
@@ -54,6 +59,15 @@ impl Meter {
             }
         }
         self.newest = self.newest.max(cell);
+        // More than a window's worth would only say that nobody looked.
+        let passed = now.since(self.counted_to).get().min(window.get());
+        let allowed = passed.saturating_mul(u64::from(rate.get())).checked_div(MINUTE.get()).unwrap_or(0);
+        // What is less than a thousandth waits for the next time.
+        if allowed > 0 {
+            self.counted_to = now;
+            let allowed = u32::try_from(allowed).unwrap_or(u32::MAX);
+            self.count(self.newest, |cell| cell.allowed = cell.allowed.saturating_add(allowed));
+        }
     }
 
     /// Counts a token granted now.
@@ -73,14 +87,19 @@ impl Meter {
         }
     }
 
+    /// The rate that was allowed in the window that ends at `now`, on average.
+    pub fn allowed_rate(&self, now: Instant) -> MilliRpm {
+        self.rate(now, |cell| u64::from(cell.allowed))
+    }
+
     /// The rate of grants in the window that ends at `now`.
     pub fn granted_rate(&self, now: Instant) -> MilliRpm {
-        self.rate(now, |cell| cell.granted)
+        self.rate(now, |cell| u64::from(cell.granted).saturating_mul(1_000))
     }
 
     /// The rate of grants in the window that ends at `now`, without those that were refused.
     pub fn admitted_rate(&self, now: Instant) -> MilliRpm {
-        self.rate(now, |cell| cell.granted.saturating_sub(cell.wasted))
+        self.rate(now, |cell| u64::from(cell.granted.saturating_sub(cell.wasted)).saturating_mul(1_000))
     }
 
     /// Whether tokens were granted in the oldest tenth of the window too, so that its rates are those of a whole window.
@@ -104,14 +123,16 @@ impl Meter {
         refused.saturating_mul(1_000).checked_div(answers).and_then(|share| u32::try_from(share).ok()).unwrap_or(0)
     }
 
-    fn rate(&self, now: Instant, of: impl Fn(Cell) -> u32) -> MilliRpm {
+    /// What was counted in the window that ends at `now`, in thousandths of a request, as a rate.
+    fn rate(&self, now: Instant, of: impl Fn(Cell) -> u64) -> MilliRpm {
         let length = cell_length(self.window).get();
         // The newest sub-window has run this far; as much of the oldest has left the window.
         let begun = now.as_micros().saturating_sub(self.newest.saturating_mul(length)).min(length);
         let oldest = self.newest.saturating_sub(CELLS as u64);
-        let whole = (oldest.saturating_add(1)..=self.newest).fold(0u64, |sum, cell| sum.saturating_add(u64::from(of(self.get(cell)))));
-        let part = u64::from(of(self.get(oldest))).saturating_mul(length.saturating_sub(begun));
-        let thousandths = whole.saturating_mul(1_000).saturating_add(part.saturating_mul(1_000).checked_div(length).unwrap_or(0));
+        let whole =
+            (oldest.saturating_add(1)..=self.newest).fold(0u64, |sum, cell| sum.saturating_add(of(self.get(cell))));
+        let part = of(self.get(oldest)).saturating_mul(length.saturating_sub(begun));
+        let thousandths = whole.saturating_add(part.checked_div(length).unwrap_or(0));
         let per_minute = thousandths.saturating_mul(MINUTE.get()).checked_div(self.window.get()).unwrap_or(0);
         MilliRpm::new(u32::try_from(per_minute).unwrap_or(u32::MAX))
     }

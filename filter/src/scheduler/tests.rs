@@ -22,6 +22,8 @@ fn rules(rpm: u32, capacity: u32) -> Rules {
             base: MilliRpm::from_rpm(rpm),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            obey_503: false,
+            probe_windows: 5,
             window: Micros::from_secs(60),
         },
         patience: Patience { low: Micros::from_secs(30), others: Micros::from_secs(120) },
@@ -100,7 +102,17 @@ impl One {
 
     fn arrive(&mut self, id: u32, priority: Priority, now: Instant) -> Vec<Action> {
         let origin = origin(*self.scheduler.rules(self.limit).expect("it is configured"));
-        self.scheduler.arrive(self.limit, RequestId(id), priority, &origin, A, now, &mut self.store, &mut self.gauge)
+        self.scheduler.arrive(
+            self.limit,
+            RequestId(id),
+            priority,
+            ModelKey::NONE,
+            &origin,
+            A,
+            now,
+            &mut self.store,
+            &mut self.gauge,
+        )
     }
 
     fn wake(&mut self, now: Instant) -> Vec<Action> {
@@ -230,6 +242,7 @@ fn two_workers_keep_one_order_and_one_bucket() {
             limit,
             RequestId(id),
             priority,
+            ModelKey::NONE,
             &origin(rules),
             worker,
             at(u64::from(id)),
@@ -273,8 +286,17 @@ fn a_store_that_fails_grants_nothing_and_loses_nothing() {
     let mut store = Broken { inner: MemoryStore::default(), broken: true };
     let mut scheduler = Scheduler::default();
     let limit = scheduler.configure("nvidia", rules(60, 1), at(0), &mut store, &mut ());
-    let actions =
-        scheduler.arrive(limit, RequestId(1), Priority::Normal, &origin(rules(60, 1)), A, at(0), &mut store, &mut ());
+    let actions = scheduler.arrive(
+        limit,
+        RequestId(1),
+        Priority::Normal,
+        ModelKey::NONE,
+        &origin(rules(60, 1)),
+        A,
+        at(0),
+        &mut store,
+        &mut (),
+    );
     assert!(actions.is_empty());
     assert_eq!((scheduler.waiting(limit), scheduler.next_wakeup()), (1, Some(at(1))));
     store.broken = false;
@@ -310,6 +332,7 @@ fn a_worker_with_an_old_time_does_not_make_time_pass_twice() {
             limit,
             RequestId(id),
             Priority::Normal,
+            ModelKey::NONE,
             &from,
             A,
             store.1,
@@ -321,6 +344,7 @@ fn a_worker_with_an_old_time_does_not_make_time_pass_twice() {
             limit,
             RequestId(id + 10),
             Priority::Low,
+            ModelKey::NONE,
             &from,
             B,
             at(0),
@@ -373,7 +397,7 @@ fn an_earlier_configuration_comes_back_with_its_connections() {
     }
     let mut send = |scheduler: &mut Scheduler, id, connection, now| {
         let origin = Origin { rules: slow, connection };
-        scheduler.arrive(limit, RequestId(id), Priority::Normal, &origin, A, now, &mut store, &mut ())
+        scheduler.arrive(limit, RequestId(id), Priority::Normal, ModelKey::NONE, &origin, A, now, &mut store, &mut ())
     };
     send(&mut a, 1, 7, at(2));
     assert_eq!(a.rules(limit), Some(&fast));
@@ -402,8 +426,17 @@ fn in_shadow_mode_everyone_goes_at_once_and_what_would_have_been_is_told() {
     let from = origin(rules);
     let mut resumed_ids = Vec::new();
     for (id, priority) in [(1, Priority::Low), (2, Priority::Low), (3, Priority::Normal), (4, Priority::High)] {
-        let actions =
-            scheduler.arrive(limit, RequestId(id), priority, &from, A, at(u64::from(id)), &mut store, &mut shadows);
+        let actions = scheduler.arrive(
+            limit,
+            RequestId(id),
+            priority,
+            ModelKey::NONE,
+            &from,
+            A,
+            at(u64::from(id)),
+            &mut store,
+            &mut shadows,
+        );
         assert!(refused(&actions).is_empty());
         resumed_ids.extend(resumed(&actions));
     }

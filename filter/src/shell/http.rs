@@ -8,11 +8,12 @@ use crate::attempts;
 use crate::classify::{self, AtHead, Head};
 use crate::ledger::Snapshot;
 use crate::messages::told_headers;
+use crate::models::{ModelKey, ModelName};
 use crate::outcome::Outcome;
+use crate::pace::{Answer, Verdict};
 use crate::priority::Priority;
-use crate::retreat::Answer;
 use crate::retry_after;
-use crate::units::Micros;
+use crate::units::{LimitId, Micros};
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 use std::rc::Rc;
@@ -23,12 +24,24 @@ pub struct Http {
     stream: Option<Rc<Stream>>,
     /// The body to put in place of the one that Envoy's own reply brings.
     new_body: Option<Vec<u8>>,
+    /// A 503 of the upstream, until its body has told what it means.
+    unjudged: Option<Unjudged>,
 }
+
+struct Unjudged {
+    limit: LimitId,
+    retries: u32,
+    answer: Answer,
+    body: Vec<u8>,
+}
+
+/// As much of a 503's body as is read.
+const JUDGED_BYTES: usize = 4_096;
 
 impl Http {
     /// The context of `stream`.
     pub fn new(stream: Option<Rc<Stream>>) -> Self {
-        Self { stream, new_body: None }
+        Self { stream, new_body: None, unjudged: None }
     }
 
     /// Reads the request's headers, and decides what they alone can decide.
@@ -132,7 +145,11 @@ impl Http {
 
     fn body_complete(stream: &Rc<Stream>) -> Action {
         let classified = match &mut *stream.state.borrow_mut() {
-            State::Reading(reader, _) => reader.finish(&stream.plugin.config),
+            State::Reading(reader, _) => {
+                let classified = reader.finish(&stream.plugin.config);
+                stream.model.set(reader.model().unwrap_or((ModelKey::NONE, ModelName::NONE)));
+                classified
+            }
             State::Waiting(_) | State::Answered(..) => return Action::Pause,
             _ => return Action::Continue,
         };
@@ -166,7 +183,7 @@ impl Http {
             .and_then(|(_, value)| core::str::from_utf8(value).ok()?.parse().ok())
             .unwrap_or(0);
         if let (Whose::Sent(granted), true) = (whose, details.starts_with(b"via_upstream")) {
-            Self::upstream_answered(stream, granted, status, &map);
+            self.upstream_answered(stream, granted, status, &map, ends_here);
             return;
         }
         if let Some(outcome) = Outcome::of_local_reply(status, &details, sent) {
@@ -185,7 +202,7 @@ impl Http {
     }
 
     /// Takes in the upstream's answer and adds to its headers what the client may want to know.
-    fn upstream_answered(stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8]) {
+    fn upstream_answered(&mut self, stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8], ends_here: bool) {
         stream.become_(State::Granted(Granted { answered: true, ..granted }));
         let mut pause = None;
         let mut retries = 0;
@@ -201,12 +218,37 @@ impl Http {
                 _ => {}
             }
         }
-        let answer = Answer { granted_at: granted.at, throttled: Outcome::is_throttled(status), retry_after: pause };
-        let limit = stream.limit(granted.limit);
-        let snapshot = limit
-            .and_then(|limit| worker::with(|worker| worker.answered(limit, status, answer, retries, stream.id)))
-            .flatten();
+        let Some(limit) = stream.limit(granted.limit) else { return };
+        let obey_503 = worker::with(|worker| worker.obeys_503(limit)).unwrap_or(false);
+        let verdict = Outcome::verdict(status, pause.is_some(), obey_503);
+        let answer =
+            |verdict| Answer { granted_at: granted.at, verdict, retry_after: pause, model: stream.model.get() };
+        let snapshot = match verdict {
+            None if !ends_here => {
+                self.unjudged = Some(Unjudged { limit, retries, answer: answer(Verdict::Served), body: Vec::new() });
+                worker::with(|worker| worker.look(limit, stream.id)).flatten()
+            }
+            verdict => {
+                let answer = answer(verdict.unwrap_or(Verdict::Served));
+                worker::with(|worker| worker.answered(limit, answer, retries, stream.id)).flatten()
+            }
+        };
+        worker::with(|worker| worker.metrics.answered(limit, status));
         Self::tell(granted.waited, snapshot.filter(|_| !has_ratelimit));
+    }
+
+    /// Reads the beginning of a 503's body as it passes by, until it is known what it says.
+    fn judge(&mut self, size: usize, ends_here: bool) {
+        let (Some(unjudged), Some(stream)) = (&mut self.unjudged, &self.stream) else { return };
+        let wanted = JUDGED_BYTES.saturating_sub(unjudged.body.len()).min(size);
+        unjudged.body.extend(host::buffer(Buffer::ResponseBody, 0, wanted).unwrap_or_default());
+        let verdict = Outcome::verdict_of_503(&unjudged.body);
+        if verdict == Verdict::Served && !ends_here && unjudged.body.len() < JUDGED_BYTES {
+            return;
+        }
+        let Unjudged { limit, retries, answer, .. } = *unjudged;
+        self.unjudged = None;
+        worker::with(|worker| worker.answered(limit, Answer { verdict, ..answer }, retries, stream.id));
     }
 
     /// Adds the headers of a metered response.
@@ -244,6 +286,7 @@ fn action(goes_on: bool) -> Action {
 
 impl Context for Http {
     fn on_done(&mut self) -> bool {
+        self.judge(0, true);
         if let Some(stream) = &self.stream {
             worker::with(|worker| worker.gone(stream, stream.id));
         }
@@ -271,7 +314,8 @@ impl HttpContext for Http {
         Action::Continue
     }
 
-    fn on_http_response_body(&mut self, size: usize, _: bool) -> Action {
+    fn on_http_response_body(&mut self, size: usize, ends_here: bool) -> Action {
+        self.judge(size, ends_here);
         if let Some(body) = &mut self.new_body {
             // The whole new body goes with the first piece of the old one, and nothing with the others.
             let _ = host::replace_buffer(Buffer::ResponseBody, size, body);

@@ -260,7 +260,7 @@ impl Observer for Metrics {
     }
 
     fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
-        let phase: Phase = snapshot.retreat.phase();
+        let phase: Phase = snapshot.phase;
         for (metric, value) in [
             (Metric::TokensAvailable, snapshot.available),
             (Metric::TokenCapacity, snapshot.capacity),

@@ -9,6 +9,7 @@ use crate::classify::{BodyReader, Reason};
 use crate::config::Config;
 use crate::ledger::{Origin, Rules};
 use crate::messages::Failed;
+use crate::models::{ModelKey, ModelName};
 use crate::outcome::Outcome;
 use crate::priority::Priority;
 use crate::units::{Instant, LimitId, Micros, RequestId};
@@ -82,6 +83,8 @@ pub struct Stream {
     pub state: RefCell<State>,
     /// The level at which it is served.
     pub priority: Cell<Priority>,
+    /// The model because of which it is metered, if one was read.
+    pub model: Cell<(ModelKey, ModelName)>,
     /// Whether the client sent `authorization`.
     pub has_authorization: Cell<bool>,
     /// Whether the access log knows limit and priority.
@@ -96,6 +99,7 @@ impl Stream {
             priority: Cell::new(plugin.config.priority.default),
             plugin,
             state: RefCell::new(State::New),
+            model: Cell::new((ModelKey::NONE, ModelName::NONE)),
             has_authorization: Cell::new(false),
             is_noted: Cell::new(false),
         }

@@ -21,7 +21,7 @@ use crate::console::registry::Registry;
 use crate::ledger::{Rules, Snapshot, VERSION};
 use crate::messages::told_headers;
 use crate::outcome::Outcome;
-use crate::retreat::Answer;
+use crate::pace::Answer;
 use crate::scheduler::{Action, Scheduler};
 use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
 use hashbrown::HashMap;
@@ -149,6 +149,7 @@ impl Worker {
             limit,
             stream.request(),
             stream.priority.get(),
+            stream.model.get().0,
             &origin,
             me,
             host::now(),
@@ -207,21 +208,18 @@ impl Worker {
     }
 
     /// The upstream answered.
-    pub fn answered(
-        &mut self,
-        limit: LimitId,
-        status: u16,
-        answer: Answer,
-        retries: u32,
-        current: u32,
-    ) -> Option<Snapshot> {
+    pub fn answered(&mut self, limit: LimitId, answer: Answer, retries: u32, current: u32) -> Option<Snapshot> {
         self.metrics.retried(limit, retries);
-        self.metrics.answered(limit, status);
         let (snapshot, action) =
             self.scheduler.answer(limit, answer, retries, host::now(), &mut SharedData, &mut self.metrics);
         self.carry_out(action, current);
         self.arm(current);
         snapshot
+    }
+
+    /// Whether a 503 with `Retry-After` counts as a 429 for a limit.
+    pub fn obeys_503(&self, limit: LimitId) -> bool {
+        self.scheduler.rules(limit).is_some_and(|rules| rules.retreat.obey_503)
     }
 
     /// The rules in force for a limit of a stream's configuration.

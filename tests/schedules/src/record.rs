@@ -2,6 +2,7 @@
 
 use crate::worker::{at_ms, rules};
 use nimgate::ledger::Ledger;
+use nimgate::models::ModelKey;
 use nimgate::priority::{Lane, Priority};
 use nimgate::queue::Queue;
 use nimgate::units::{RequestId, WorkerId};
@@ -32,7 +33,7 @@ impl Form {
         };
         let number = 0x1234_5678_u32;
         let mut queue = Queue::default();
-        queue.push(RequestId(1), Lane::Queued(Priority::Normal), at_ms(1));
+        queue.push(RequestId(1), Lane::Queued(Priority::Normal), ModelKey::NONE, at_ms(1));
         ledger.turn(WorkerId(number), &queue, None, at_ms(1));
         let with_one = ledger.encode();
         let lines_at = empty.len();

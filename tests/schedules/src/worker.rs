@@ -2,6 +2,7 @@
 
 use crate::Bug;
 use nimgate::ledger::{Origin, Rules};
+use nimgate::models::ModelKey;
 use nimgate::observe::Observer;
 use nimgate::priority::{LANES, Lane, Priority};
 use nimgate::queue::Patience;
@@ -30,6 +31,8 @@ pub fn rules(capacity: u32) -> Rules {
             base: MilliRpm::from_rpm(60),
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
+            obey_503: false,
+            probe_windows: 5,
             window: Micros::from_secs(60),
         },
     }
@@ -147,7 +150,7 @@ impl Worker {
         self.waiting.push(Request { id, priority, arrived: now });
         let origin = self.origin;
         self.turn(|scheduler, limit, worker, reports| {
-            scheduler.arrive(limit, id, priority, &origin, worker, now, store, reports)
+            scheduler.arrive(limit, id, priority, ModelKey::NONE, &origin, worker, now, store, reports)
         })
     }
 

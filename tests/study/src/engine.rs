@@ -134,7 +134,11 @@ pub fn run(
                     }
                 };
                 let latency = (mean as f64 * (0.5 + 0.5 * exponential(rng))) as Time;
-                at(&mut events, now + latency, Event::Answer { granted_at, model, verdict: verdict as u8, retry_after });
+                at(
+                    &mut events,
+                    now + latency,
+                    Event::Answer { granted_at, model, verdict: verdict as u8, retry_after },
+                );
             }
             Event::Answer { granted_at, model, verdict, retry_after } => {
                 let admitted = verdict == Verdict::Admitted as u8;

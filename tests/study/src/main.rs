@@ -46,9 +46,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let figures = figures(&runs, scenario.rise().filter(|_| factor > 1.0));
                 eprintln!(
                     "{:20} {:10} {:13} goodput {:6.2} % (worst {:6.2}), 429 {:6.2} %, 503 {:5.2} %, first {:4.1}, idle {:6.1} s, back {:5.2} / {:5.2}, urgent {:5.1} / {:5.1} s",
-                    scenario.name, demand, name, figures.goodput * 100.0, figures.goodput_worst * 100.0, figures.refused * 100.0,
-                    figures.worker_full * 100.0, figures.refused_at_first, figures.longest_idle_s, figures.back_after.unwrap_or(f64::NAN),
-                    figures.back_after_worst.unwrap_or(f64::NAN), figures.urgent_p50_s, figures.urgent_p99_s
+                    scenario.name,
+                    demand,
+                    name,
+                    figures.goodput * 100.0,
+                    figures.goodput_worst * 100.0,
+                    figures.refused * 100.0,
+                    figures.worker_full * 100.0,
+                    figures.refused_at_first,
+                    figures.longest_idle_s,
+                    figures.back_after.unwrap_or(f64::NAN),
+                    figures.back_after_worst.unwrap_or(f64::NAN),
+                    figures.urgent_p50_s,
+                    figures.urgent_p99_s
                 );
                 lines.push(Line {
                     scenario: scenario.name,

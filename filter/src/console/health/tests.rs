@@ -4,7 +4,8 @@ use super::*;
 use crate::config::Config;
 use crate::console::picture::{Counters, look};
 use crate::ledger::{Ledger, Rules};
-use crate::retreat::Answer;
+use crate::models::{ModelKey, ModelName};
+use crate::pace::{Answer, Verdict};
 use crate::store::MemoryStore;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -59,7 +60,15 @@ fn one_limit_that_works_is_enough() {
     let full = picture("full", &Ledger::new(Rules { queue_max: 0, ..rules() }, 1, now()));
     let mut closed = Ledger::new(rules(), 1, now());
     let pause = Some(Micros::from_secs(200));
-    closed.answer(Answer { granted_at: now(), throttled: true, retry_after: pause }, now());
+    closed.answer(
+        Answer {
+            granted_at: now(),
+            verdict: Verdict::Throttled,
+            retry_after: pause,
+            model: (ModelKey::NONE, ModelName::NONE),
+        },
+        now(),
+    );
     let closed = picture("closed", &closed);
     let answered = Some(Probed::Answered(200));
     assert_eq!(told(answered, std::slice::from_ref(&good)).0, 200);

@@ -4,6 +4,7 @@ use super::*;
 use crate::config::Config;
 use crate::console::picture::look;
 use crate::ledger::{Arrival, Ledger};
+use crate::models::ModelKey;
 use crate::queue::Queue as Line;
 use crate::store::{MemoryStore, Store};
 use crate::units::{RequestId, WorkerId};
@@ -20,10 +21,10 @@ fn picture(name: &str) -> Picture {
     let mut ledger = Ledger::new(rules, 1, at(0));
     let mut line = Line::default();
     for id in 1..=2 {
-        let waiting = line.push(RequestId(id), Lane::Queued(Priority::High), at(0));
-        let arrival = Arrival { request: waiting.request, lane: waiting.lane, arrived: waiting.arrived };
+        let waiting = line.push(RequestId(id), Lane::Queued(Priority::High), ModelKey::NONE, at(0));
+        let arrival = Arrival::from(waiting);
         let (turn, _) = ledger.turn(WorkerId(1), &line, Some(arrival), at(0));
-        if turn.granted == 1 {
+        if turn.granted.len() == 1 {
             line.remove(waiting.request);
         }
     }
