@@ -423,7 +423,7 @@ impl Limit {
         observer.looked(id, &snapshot);
         let full_at = (snapshot.available < snapshot.full).then_some(snapshot.full_at);
         // The way back has many small steps, and nobody waits for them.
-        let next_step = snapshot.retreat_due_at.map(|at| at.max(now.after(rules.retreat.window.eighth())));
+        let next_step = snapshot.retreat_due_at.map(|at| at.max(now.after(rules.retreat.window.quarter())));
         self.refresh_at = full_at.into_iter().chain(next_step).min();
         Ok((decision, snapshot, stirred))
     }

@@ -87,9 +87,9 @@ impl Micros {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// An eighth of the span.
-    pub const fn eighth(self) -> Self {
-        Self(self.0 / 8)
+    /// A quarter of the span.
+    pub const fn quarter(self) -> Self {
+        Self(self.0 / 4)
     }
 
     /// The span `n` times over.

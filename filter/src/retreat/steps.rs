@@ -53,9 +53,9 @@ impl Retreat {
         // Steps that nobody looked at in time are made up for one by one, so that the way back takes as long as it
         // should however seldom anyone looks. Their number is bounded, since growth only gets faster.
         let mut transition: Option<Transition> = None;
-        let busy = self.is_busy(now);
+        let usage = self.use_of_rate(now);
         while self.phase != Phase::Normal && now >= self.due_at {
-            let step = self.time_step(rules, busy);
+            let step = self.time_step(rules, usage);
             transition = match (transition, step) {
                 (Some(first), Some(last)) => Some(Transition { from: first.from, ..last }),
                 (first, last) => last.or(first),
@@ -64,14 +64,18 @@ impl Retreat {
         transition
     }
 
-    /// Whether the rate is used, so that the upstream's silence says something of it.
-    fn is_busy(&self, now: Instant) -> bool {
+    /// How much the rate is used: only if it is, the upstream's silence says something of it.
+    fn use_of_rate(&self, now: Instant) -> Use {
         let granted = self.meter.granted_rate(now);
-        granted.get() > 0 && granted.plus(MilliRpm::from_rpm(1)) >= self.meter.allowed_rate(now).scaled(9, 10)
+        if granted.get() == 0 {
+            return Use::Idle;
+        }
+        let all = granted.plus(MilliRpm::from_rpm(1)) >= self.meter.allowed_rate(now).scaled(9, 10);
+        if all { Use::Whole } else { Use::Part }
     }
 
     /// The step that time alone brings at `due_at`.
-    fn time_step(&mut self, rules: RetreatRules, busy: bool) -> Option<Transition> {
+    fn time_step(&mut self, rules: RetreatRules, usage: Use) -> Option<Transition> {
         let step = part(rules.window, STEP_PART);
         self.due_at = self.due_at.after(step);
         match self.phase {
@@ -85,7 +89,11 @@ impl Retreat {
                 Some(self.enter(Phase::Recover, Reason::HoldPassed))
             }
             Phase::Recover => {
-                self.grown = self.grown.plus(if busy { step } else { part(step, IDLE_PART) });
+                self.grown = self.grown.plus(match usage {
+                    Use::Whole => step,
+                    Use::Part => part(step, PART_USED),
+                    Use::Idle => part(step, IDLE),
+                });
                 self.rate = self.curve.at(self.grown).max(self.rate).min(rules.base);
                 if self.due_at >= self.cut_at.after(rules.window.times(FORGET_WINDOWS)) {
                     self.rate = rules.base;
@@ -290,8 +298,20 @@ const CUT: u32 = 700;
 /// The rate grows in steps of this part of a window.
 const STEP_PART: u64 = 32;
 
-/// How much slower it grows while it is not used, since silence then says nothing.
-const IDLE_PART: u64 = 16;
+/// How much slower it grows while only a part of it is used, since silence then says nothing.
+const PART_USED: u64 = 16;
+
+/// How much slower it grows while nothing is sent. After half an hour of nothing everything may be different, and what
+/// was learned is remembered all the same.
+const IDLE: u64 = 4;
+
+/// How much the rate is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Use {
+    Whole,
+    Part,
+    Idle,
+}
 
 /// After a cut the rate is held for this part of a window.
 const HOLD_PART: u64 = 4;
