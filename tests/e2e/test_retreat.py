@@ -1,7 +1,7 @@
 """How 429s of the upstream slow the filter down, and what does not.
 
-Entering the retreat and obeying Retry-After are tested here; how the rate recovers over minutes is
-the subject of the filter's own tests, which have a clock they can turn.
+Entering the retreat and obeying Retry-After are tested here; how limits are found and followed, in
+`test_hidden_limits.py`. Windows are short, since all spans of the retreat are parts of one.
 """
 
 import socket
@@ -29,6 +29,8 @@ HOSTILE_VALUES = {
     "duplicate with nonsense": "soon|1000000000",
 }
 CAP_S = 1
+WINDOW_S = 1
+RETREAT = 1
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +47,13 @@ def gate(request, dead_port):
         for index in range(len(HOSTILE_VALUES))
     ]
     plugin = configuration(
-        limit("storm"),
+        limit("storm", window_s=WINDOW_S),
         limit("beside"),
         limit("obeys"),
         limit("disabled", retreat={"enabled": False}),
-        limit("floored", retreat={"floor_rpm": 3000, "retry_after_max_s": CAP_S}),
+        limit("floored", window_s=WINDOW_S, retreat={"floor_rpm": 3000, "retry_after_max_s": CAP_S}),
+        limit("obeys-503", retreat={"obey_503": True, "retry_after_max_s": CAP_S}),
+        limit("models", window_s=WINDOW_S),
         one_token("own-429", low_priority_timeout_s=1, retreat={"retry_after_max_s": CAP_S}),
         one_token("own-503", queue_max_size=1),
         limit("local-503"),
@@ -121,6 +125,30 @@ def test_rate_never_falls_below_the_floor(gate: Gate):
     for _ in range(3):
         storm(gate, "floored", 10)
     assert 3000 <= effective_rpm(gate, "floored") <= FAST_RPM
+
+
+def test_503_with_retry_after_is_throttling_only_if_configured(gate: Gate):
+    headers = {"x-fake-status": "503", "x-fake-retry-after": "1"}
+    assert gate.client.chat(gate.model("worker-pool"), headers=headers).status == 503
+    assert state(gate, "worker-pool") == NORMAL
+    assert gate.client.chat(gate.model("obeys-503"), headers=headers).status == 503
+    assert state(gate, "obeys-503") == RETREAT
+
+
+@pytest.mark.parametrize("status", ["429", "503"])
+def test_model_that_is_refused_alone_is_slowed_alone(gate: Gate, status: str):
+    """NVIDIA's 503 says that one model's workers are full, and some models' limits are far lower."""
+    weak, other = gate.model("models"), gate.model("models")
+    for _ in range(4):
+        refused = gate.client.chat(weak, headers={"x-fake-status": status})
+        assert refused.status == int(status)
+        assert gate.client.chat(other).status == 200
+    line = gate.envoy.wait_for_log(f'"model":"{weak}"')
+    assert "models" in line
+    wait_until(lambda: state(gate, "models") == NORMAL, "the account is as fast as ever")
+    held = gate.client.chat(weak)
+    assert held.status == 200
+    assert gate.client.chat(other).header("x-nimgate-queue-ms") == "0"
 
 
 def test_disabled_retreat_does_not_slow_down(gate: Gate):
