@@ -40,6 +40,9 @@ impl Outcome {
         Self::ClientLeft,
     ];
 
+    /// What shadow mode says would have become of a request. The others need a request that is really held.
+    pub const SHADOW: [Self; 3] = [Self::Forwarded, Self::RateLimited, Self::QueueFull];
+
     /// The outcome's place in [`Outcome::ALL`].
     pub const fn index(self) -> usize {
         self as usize

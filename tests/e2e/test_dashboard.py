@@ -175,6 +175,32 @@ def test_change_by_another_is_not_overwritten_unseen(gate: Gate, open_page):
     assert rules_of(gate, "quick")["in_force"]["queue_max_size"] == 123
 
 
+def test_shadow_mode_is_marked_and_told(browser):
+    plugin = configuration(one_token("trial", mode="shadow", queue_max_size=2), limit("real"))
+    with running_gate(Options(plugin=plugin)) as gate:
+        watched = Watched(browser)
+        page = watched.page
+        page.goto(address(gate))
+        for _ in range(7):
+            assert gate.client.chat(gate.model("trial")).status == 200
+        page.wait_for_selector("nav button.in-shadow:has-text('trial')")
+        assert page.locator("nav button.in-shadow").count() == 1
+        assert "(trial): every request goes at once" in page.inner_text("#shadow")
+        # One had a token, two would wait.
+        wait_for_equal(lambda: watched.text("would"), "4", "who would have been refused")
+        assert watched.text("would-of") == "of 5"
+        assert watched.text("would-note") == "0 rate limited, 4 queue full"
+        choose(watched, "real")
+        wait_until(lambda: not page.is_visible("#shadow"), "no mark on the other limit")
+        assert not page.is_visible("#would")
+        assert gate.envoy.reload(configuration(limit("trial"), limit("real")))
+        assert gate.client.chat(gate.model("trial")).status == 200
+        choose(watched, "trial")
+        wait_until(lambda: not page.locator("nav .in-shadow").count(), "the mark is gone")
+        assert watched.complaints == []
+        watched.close()
+
+
 def test_without_a_token_there_is_nothing_to_send(browser):
     with running_gate(Options(plugin=configuration(limit("nvidia")))) as gate:
         watched = Watched(browser)

@@ -36,6 +36,17 @@ def test_nothing_is_held_or_refused(gate: Gate):
     assert gate.envoy.queue_length("nvidia") == 3
 
 
+def test_status_tells_the_same(gate: Gate):
+    for _ in range(10):
+        assert gate.client.chat(gate.model("nvidia")).status == 200
+    limits = gate.console.send("GET", "/status").json()["limits"]
+    told = {one["name"]: one for one in limits}
+    assert told["nvidia"]["shadow"] == {"forwarded": 1, "rate_limited": 0, "queue_full": 6}
+    assert told["nvidia"]["rules"]["in_force"]["mode"] == "shadow"
+    assert told["nvidia"]["queue"]["size"] == 3
+    assert told["real"]["shadow"] == {"forwarded": 0, "rate_limited": 0, "queue_full": 0}
+
+
 def test_what_would_have_given_up_is_told(gate: Gate):
     for priority in ("normal", "low"):
         headers = {"x-priority": priority}

@@ -52,6 +52,8 @@ pub struct Counters {
     pub answers: [u64; ANSWERS.len()],
     /// Requests that waited outside a full queue.
     pub fallbacks: u64,
+    /// What would have become of requests in shadow mode, in the order of [`Outcome::SHADOW`].
+    pub shadow: [u64; Outcome::SHADOW.len()],
 }
 
 /// The classes in which the upstream's answers are counted.

@@ -127,6 +127,8 @@ struct Limit<'a> {
     errors: Errors,
     answers: Named<{ ANSWERS.len() }>,
     fallbacks: u64,
+    /// What would have become of the requests that came while the limit was in shadow mode.
+    shadow: Named<{ Outcome::SHADOW.len() }>,
     #[serde(flatten)]
     state: Option<LimitState>,
     history: &'a [Entry],
@@ -175,6 +177,16 @@ impl<T: Serialize> Serialize for ByPriority<T> {
 
 /// Counters by name.
 struct Named<const N: usize>([(&'static str, u64); N]);
+
+impl<const N: usize> Named<N> {
+    fn of(names: [&'static str; N], counts: [u64; N]) -> Self {
+        let mut named = names.map(|name| (name, 0));
+        for (entry, count) in named.iter_mut().zip(counts) {
+            entry.1 = count;
+        }
+        Self(named)
+    }
+}
 
 impl<const N: usize> Serialize for Named<N> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -258,14 +270,9 @@ impl<'a> Limit<'a> {
                 queue_full_rejects: counters.ended(Outcome::QueueFull),
                 upstream_errors: counters.upstream_errors(),
             },
-            answers: Named({
-                let mut answers = ANSWERS.map(|class| (class, 0));
-                for (answer, count) in answers.iter_mut().zip(counters.answers) {
-                    answer.1 = count;
-                }
-                answers
-            }),
+            answers: Named::of(ANSWERS, counters.answers),
             fallbacks: counters.fallbacks,
+            shadow: Named::of(Outcome::SHADOW.map(Outcome::label), counters.shadow),
             state: picture.ledger.as_ref().map(|looked| LimitState {
                 queue: Queue::of(&[looked]),
                 waits: ByPriority(Priority::ALL.map(|priority| Waits::of(looked, priority))),

@@ -159,13 +159,13 @@ impl Metrics {
         let at = Some(limit.0);
         let mut counters = Counters { fallbacks: self.read(Key(Metric::Fallback, at, "", "")), ..Counters::default() };
         for (count, outcome) in counters.outcomes.iter_mut().zip(Outcome::ALL) {
-            *count = Priority::ALL
-                .into_iter()
-                .map(|priority| self.read(Key(Metric::Requests, at, priority.name(), outcome.label())))
-                .fold(0, u64::saturating_add);
+            *count = self.over_priorities(Metric::Requests, at, outcome);
         }
         for (count, class) in counters.answers.iter_mut().zip(ANSWERS) {
             *count = self.read(Key(Metric::UpstreamResponses, at, class, ""));
+        }
+        for (count, outcome) in counters.shadow.iter_mut().zip(Outcome::SHADOW) {
+            *count = self.over_priorities(Metric::Shadow, at, outcome);
         }
         counters
     }
@@ -173,6 +173,13 @@ impl Metrics {
     /// How many requests passed through, at all workers.
     pub fn passthrough(&mut self) -> u64 {
         self.read(Key(Metric::Passthrough, None, "", ""))
+    }
+
+    fn over_priorities(&mut self, metric: Metric, limit: Option<usize>, outcome: Outcome) -> u64 {
+        Priority::ALL
+            .into_iter()
+            .map(|priority| self.read(Key(metric, limit, priority.name(), outcome.label())))
+            .fold(0, u64::saturating_add)
     }
 
     fn read(&mut self, key: Key) -> u64 {

@@ -49,7 +49,9 @@
     }
     [...nav.children].forEach((button, at) => {
       button.setAttribute("aria-pressed", String(wanted[at] === limit));
-      button.classList.toggle("unused", named.some((one) => one.name === wanted[at] && !one.configured));
+      const one = named.find((known) => known.name === wanted[at]);
+      button.classList.toggle("unused", one !== undefined && !one.configured);
+      button.classList.toggle("in-shadow", one?.rules?.in_force.mode === "shadow");
     });
   };
 
@@ -93,6 +95,21 @@
     is("share-note", `last minute; ${answered.toLocaleString("en")} in all`);
   };
 
+  // What shadow mode would have done, where it is on; the other tiles then show what would be, and say so.
+  const shadow = (now) => {
+    const note = document.getElementById("shadow"), on = now.shadows.length > 0;
+    note.hidden = !on;
+    document.getElementById("would").hidden = !on;
+    if (!on) return;
+    const all = now.shadows.length === now.limits.length;
+    note.textContent = `Shadow mode${all ? "" : ` (${now.shadows.join(", ")})`}: every request goes at once. Tokens, queue and waiting times show what would be.`;
+    const [forwarded, late, full] = now.would, refused = late + full, total = forwarded + refused;
+    is("would", refused.toLocaleString("en"));
+    is("would-of", `of ${total.toLocaleString("en")}`);
+    fill("would-bar", total > 0 ? refused / total : 0);
+    is("would-note", `${late.toLocaleString("en")} rate limited, ${full.toLocaleString("en")} queue full`);
+  };
+
   const history = (now) => {
     const entries = now.limits.flatMap((one) => one.history.map((entry) => ({ ...entry, limit: one.name })));
     entries.sort((a, b) => b.at - a.at);
@@ -128,6 +145,7 @@
     for (const key in drawn) drawn[key].set(rows[key]);
     const rates = rows.through.slice(1).map((row) => row.at(-1));
     tiles(now, rates.includes(null) ? null : rates.reduce((total, rate) => total + rate, 0));
+    shadow(now);
     history(now);
     const card = document.getElementById("rules");
     card.hidden = limit === null || now.limits.length === 0;

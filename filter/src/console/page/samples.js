@@ -40,6 +40,8 @@ const samples = (() => {
         outcome("upstream_timeout") + outcome("upstream_unreachable") + outcome("payload_too_large") + outcome("unreadable"),
         outcome("client_left"),
       ],
+      shadows: limits.filter((limit) => limit.rules.in_force.mode === "shadow").map((limit) => limit.name),
+      would: ["forwarded", "rate_limited", "queue_full"].map((key) => sum(limits, (limit) => limit.shadow[key])),
     };
   };
 

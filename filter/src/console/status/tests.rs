@@ -35,6 +35,7 @@ fn picture(name: &str) -> Picture {
     counters.outcomes[Outcome::RateLimited.index()] = 2;
     counters.outcomes[Outcome::QueueFull.index()] = 1;
     counters.answers[4] = 3;
+    counters.shadow = [6, 0, 9];
     Picture {
         name: name.to_owned(),
         is_configured: true,
@@ -66,6 +67,8 @@ fn one_limit_is_the_whole() {
     assert_eq!((waits["oldest_seconds"].as_f64(), waits["granted"].as_u64()), (Some(1.0), Some(1)));
     assert!(status["limits"][0]["waits"]["low"]["oldest_seconds"].is_null());
     assert_eq!(status["limits"][0]["rules"]["source"], "configuration");
+    let shadow = serde_json::json!({"forwarded": 6, "rate_limited": 0, "queue_full": 9});
+    assert_eq!(status["limits"][0]["shadow"], shadow);
 }
 
 #[test]
