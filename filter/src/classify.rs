@@ -8,7 +8,6 @@ pub mod model;
 pub mod path;
 
 use crate::config::{Config, LimitConfig, OnUnclassifiable};
-use crate::models::{ModelKey, ModelName};
 use model::{Looks, Scanner, Unreadable};
 
 /// What the request's headers say, as far as it matters here.
@@ -134,7 +133,7 @@ pub fn at_head(config: &Config, head: &Head<'_>) -> AtHead {
         eligible,
         claimed,
         matched: None,
-        metered: None,
+        matched_model: None,
         first: None,
         occurrence: Occurrence::Single,
         spoilt: false,
@@ -156,7 +155,8 @@ pub struct BodyReader {
     eligible: Vec<usize>,
     claimed: Option<usize>,
     matched: Option<usize>,
-    metered: Option<(ModelKey, ModelName)>,
+    /// The first model that a limit matches.
+    matched_model: Option<String>,
     first: Option<String>,
     occurrence: Occurrence,
     spoilt: bool,
@@ -169,7 +169,7 @@ impl BodyReader {
         if self.compressed {
             return false;
         }
-        let Self { scanner, eligible, matched, metered, first, occurrence, .. } = self;
+        let Self { scanner, eligible, matched, matched_model, first, occurrence, .. } = self;
         scanner.feed(piece, &mut |model| {
             let by_model = eligible.iter().copied().find(|at| {
                 config
@@ -177,10 +177,13 @@ impl BodyReader {
                     .get(*at)
                     .is_some_and(|limit| limit.models.iter().any(|glob| glob.matches(model.as_bytes())))
             });
-            if by_model.is_some_and(|now| matched.is_none_or(|before| now < before)) {
-                *matched = by_model;
-                *metered = Some((ModelKey::of(model), ModelName::new(model)));
+            if by_model.is_some() && matched_model.is_none() {
+                *matched_model = Some(model.to_owned());
             }
+            *matched = match (*matched, by_model) {
+                (Some(before), Some(now)) => Some(before.min(now)),
+                (before, now) => before.or(now),
+            };
             match first {
                 None => *first = Some(model.to_owned()),
                 Some(first) if first != model => *occurrence = Occurrence::Ambiguous,
@@ -191,9 +194,9 @@ impl BodyReader {
         self.claimed.is_none() && !self.claims_json && scanner.looks_like_json() == Looks::NotJson
     }
 
-    /// The model because of which the request is metered, if one was read.
-    pub fn model(&self) -> Option<(ModelKey, ModelName)> {
-        self.metered
+    /// The model to name where this request is counted: of several the first that made it metered.
+    pub fn model(&self) -> Option<&str> {
+        self.matched_model.as_deref().or(self.first.as_deref())
     }
 
     /// Part of the body could not be had from the host, so nothing read of it can be trusted.

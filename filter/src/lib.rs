@@ -20,6 +20,7 @@
 //! | [`ledger`] | what all workers agree on, and the rule by which tokens are granted |
 //! | [`store`] | the seam to shared data: decide, then compare and swap |
 //! | [`scheduler`] | the heart of one worker |
+//! | [`model_names`] | names of models as labels of metrics, bounded |
 //! | [`outcome`] | every way in which a request can end |
 //! | [`observe`] | what the core reports |
 //! | `shell` | Envoy's callbacks and host calls |
@@ -48,6 +49,7 @@ pub mod config;
 pub mod console;
 pub mod ledger;
 pub mod messages;
+pub mod model_names;
 pub mod models;
 pub mod observe;
 pub mod outcome;

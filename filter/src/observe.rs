@@ -1,7 +1,7 @@
 //! What the core reports. Algorithms call an [`Observer`]; whether that becomes a metric or a log line is not their
 //! concern.
 
-use crate::ledger::Snapshot;
+use crate::ledger::{Rules, Snapshot};
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Priority};
 use crate::retreat::Transition;
@@ -36,9 +36,9 @@ pub trait Observer {
         let _ = (limit, waiting);
     }
 
-    /// The ledger was looked at.
-    fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
-        let _ = (limit, snapshot);
+    /// The ledger was looked at, with these rules in force.
+    fn looked(&mut self, limit: LimitId, snapshot: &Snapshot, rules: &Rules) {
+        let _ = (limit, snapshot, rules);
     }
 
     /// The retreat changed its state.

@@ -420,7 +420,7 @@ impl Limit {
         if let Some(transition) = transition {
             observer.retreat_changed(id, transition);
         }
-        observer.looked(id, &snapshot);
+        observer.looked(id, &snapshot, &rules);
         let full_at = (snapshot.available < snapshot.full).then_some(snapshot.full_at);
         // The way back has many small steps, and nobody waits for them.
         let next_step = snapshot.retreat_due_at.map(|at| at.max(now.after(rules.retreat.window.quarter())));

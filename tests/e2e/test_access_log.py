@@ -24,7 +24,9 @@ def gate():
 
 
 def lines(gate: Gate, path: str) -> list[dict]:
-    found = [line for line in gate.envoy.log().splitlines() if line.startswith("{") and path in line]
+    found = [
+        line for line in gate.envoy.log().splitlines() if line.startswith("{") and path in line
+    ]
     return [line for line in map(json.loads, found) if line["path"] == path]
 
 

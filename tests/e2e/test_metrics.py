@@ -1,15 +1,13 @@
 """The numbers: what /metrics says is what the clients and the upstream saw."""
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from harness.client import results
 from harness.gate import Gate, running_gate
 from harness.nimgate import configuration, limit, one_token
+from harness.scrape import Series, scrape, value
 from harness.shipped import Options
 from harness.waiting import wait_for_equal, wait_until
-
-Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids="{} workers".format)
@@ -24,30 +22,6 @@ def gate(request):
     )
     with running_gate(Options(plugin=plugin, concurrency=request.param)) as gate:
         yield gate
-
-
-def scrape(gate: Gate) -> Series:
-    """All of nimgate's series, as Prometheus would take them from the metrics listener."""
-    answer = gate.metrics.send("GET", "/metrics")
-    assert answer.status == 200
-    series: Series = {}
-    for family in text_string_to_metric_families(answer.body.decode()):
-        for sample in family.samples:
-            if not sample.name.startswith("nimgate_"):
-                continue
-            key = (sample.name, frozenset(sample.labels.items()))
-            assert key not in series, f"twice: {sample}"
-            series[key] = sample.value
-    return series
-
-
-def value(series: Series, name: str, **labels: str) -> float:
-    """The sum of the series of that name that carry these labels."""
-    return sum(
-        number
-        for (series_name, series_labels), number in series.items()
-        if series_name == name and labels.items() <= set(series_labels)
-    )
 
 
 def test_outcomes_equal_what_clients_and_upstream_saw(gate: Gate):
@@ -88,20 +62,20 @@ def test_outcomes_equal_what_clients_and_upstream_saw(gate: Gate):
     assert grown(total, limit="errors", outcome="upstream_unreachable") == 1
     assert grown(total, limit="errors") == 1
     assert grown("nimgate_passthrough_total") == 7
-    assert grown("nimgate_upstream_responses_total", limit="open", code="2xx") == 30
+    assert grown("nimgate_upstream_responses_total", limit="open", **{"class": "2xx"}) == 30
     # Every forwarded request reached the upstream, and so did those that passed and the reset one.
     assert len(gate.fake.requests()) - seen_before == 30 + 7 + 1 + 1
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [("202", "2xx"), ("302", "3xx"), ("404", "4xx"), ("500", "5xx")]
+    ("status", "kind"), [("202", "2xx"), ("302", "3xx"), ("404", "4xx"), ("500", "5xx")]
 )
-def test_upstream_answers_are_counted_by_class(gate: Gate, status: str, code: str):
+def test_upstream_answers_are_counted_by_class(gate: Gate, status: str, kind: str):
     name = "nimgate_upstream_responses_total"
-    before = value(scrape(gate), name, limit="errors", code=code)
+    before = value(scrape(gate), name, limit="errors", **{"class": kind})
     answer = gate.client.chat(gate.model("errors"), headers={"x-fake-status": status})
     assert answer.status == int(status)
-    assert value(scrape(gate), name, limit="errors", code=code) == before + 1
+    assert value(scrape(gate), name, limit="errors", **{"class": kind}) == before + 1
 
 
 def test_gauges_show_who_waits_and_are_zero_at_rest(gate: Gate):
@@ -123,6 +97,50 @@ def test_tokens_and_rates_are_shown(gate: Gate):
     assert value(series, "nimgate_effective_rpm", limit="shown") == 1
     assert value(series, "nimgate_retreat_state", limit="shown") == 0
     assert value(series, "nimgate_token_capacity", limit="open") == 200
+
+
+def test_rules_in_force_are_shown(gate: Gate):
+    series = scrape(gate)
+    assert value(series, "nimgate_configured_rpm", limit="open") == 6000
+    assert value(series, "nimgate_queue_capacity", limit="tight") == 2
+    assert value(series, "nimgate_queue_capacity", limit="open") == 1000
+    assert value(series, "nimgate_shadow_mode", limit="open") == 0
+    before = gate.envoy.options.plugin
+    changed = configuration(
+        *(one for one in before["limits"] if one["name"] != "shown"),
+        limit("shown", rate_rpm=77, queue_max_size=5, mode="shadow"),
+    )
+    # Not the very same again: Envoy would take up the old one without asking.
+    back = {**before, "log_level": "info"}
+    for plugin, rpm, places, shadow in ((changed, 77, 5, 1), (back, 1, 1000, 0)):
+        epoch = value(scrape(gate), "nimgate_configuration_epoch", limit="shown")
+        assert gate.envoy.reload(plugin)
+        shown = scrape(gate)
+        assert value(shown, "nimgate_configured_rpm", limit="shown") == rpm
+        assert value(shown, "nimgate_queue_capacity", limit="shown") == places
+        assert value(shown, "nimgate_shadow_mode", limit="shown") == shadow
+        assert value(shown, "nimgate_configuration_epoch", limit="shown") == epoch + 1
+
+
+def test_refused_configurations_are_counted(gate: Gate):
+    name = "nimgate_configuration_refused_total"
+    before = value(scrape(gate), name)
+    assert not gate.envoy.reload({"limits": [{"name": "a", "rate_rpm": 0}]})
+    assert not gate.envoy.reload({"limit": []})
+    assert value(scrape(gate), name) == before + 2
+
+
+def test_health_is_what_readiness_says(gate: Gate):
+    answer = gate.console.send("GET", "/health/ready")
+    assert answer.status == 200
+    assert value(scrape(gate), "nimgate_health") == 1
+
+
+def test_counters_are_there_before_the_first_request(gate: Gate):
+    series = scrape(gate)
+    for outcome in ("forwarded", "rate_limited", "queue_full", "client_left"):
+        labels = {"limit": "gauges", "priority": "low", "outcome": outcome}
+        assert ("nimgate_requests_total", frozenset(labels.items())) in series, outcome
 
 
 def test_queue_time_is_a_histogram_by_priority(gate: Gate):

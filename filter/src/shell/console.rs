@@ -85,7 +85,9 @@ impl Panel {
     fn readiness(&self, probed: Option<Probe>) -> Reply {
         let now = host::now();
         let limits = self.pictures(Self::registry().names, now);
-        health::readiness(&self.console.config().upstream, probed, &limits, now)
+        let reply = health::readiness(&self.console.config().upstream, probed, &limits, now);
+        self.metrics.borrow_mut().healthy(reply.status == 200);
+        reply
     }
 
     fn change(&self, body: &[u8]) -> Reply {
@@ -121,7 +123,7 @@ impl Panel {
         if let Some(transition) = steered.transition {
             metrics.retreat_changed(at, transition);
         }
-        metrics.looked(at, &steered.snapshot);
+        metrics.looked(at, &steered.snapshot, &steered.after);
         for worker in &steered.waiting_at {
             let _ = host::enqueue(worker.0);
         }

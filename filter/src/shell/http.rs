@@ -8,7 +8,6 @@ use crate::attempts;
 use crate::classify::{self, AtHead, Head};
 use crate::ledger::Snapshot;
 use crate::messages::told_headers;
-use crate::models::{ModelKey, ModelName};
 use crate::outcome::Outcome;
 use crate::pace::{Answer, Verdict};
 use crate::priority::Priority;
@@ -147,7 +146,9 @@ impl Http {
         let classified = match &mut *stream.state.borrow_mut() {
             State::Reading(reader, _) => {
                 let classified = reader.finish(&stream.plugin.config);
-                stream.model.set(reader.model().unwrap_or((ModelKey::NONE, ModelName::NONE)));
+                if matches!(classified.verdict, classify::Verdict::Meter(_)) {
+                    stream.model.replace(reader.model().map(str::to_owned));
+                }
                 classified
             }
             State::Waiting(_) | State::Answered(..) => return Action::Pause,
@@ -192,8 +193,8 @@ impl Http {
             }
             if let Whose::Sent(granted) = whose {
                 let limit = stream.limit(granted.limit);
-                let snapshot = limit.and_then(|limit| worker::with(|worker| worker.look(limit, stream.id))).flatten();
-                Self::tell(granted.waited, snapshot);
+                let snapshot = limit.and_then(|limit| worker::with(|worker| worker.failed(stream, limit, outcome)));
+                Self::tell(granted.waited, snapshot.flatten());
             }
             stream.note(limit, outcome, None);
             stream.become_(State::Answered(limit, outcome));
@@ -222,18 +223,18 @@ impl Http {
         let obey_503 = worker::with(|worker| worker.obeys_503(limit)).unwrap_or(false);
         let verdict = Outcome::verdict(status, pause.is_some(), obey_503);
         let answer =
-            |verdict| Answer { granted_at: granted.at, verdict, retry_after: pause, model: stream.model.get() };
+            |verdict| Answer { granted_at: granted.at, verdict, retry_after: pause, model: stream.model_for_pace() };
         let snapshot = match verdict {
             None if !ends_here => {
                 self.unjudged = Some(Unjudged { limit, retries, answer: answer(Verdict::Served), body: Vec::new() });
-                worker::with(|worker| worker.look(limit, stream.id)).flatten()
+                worker::with(|worker| worker.look(stream, limit)).flatten()
             }
             verdict => {
                 let answer = answer(verdict.unwrap_or(Verdict::Served));
-                worker::with(|worker| worker.answered(limit, answer, retries, stream.id)).flatten()
+                worker::with(|worker| worker.answered(stream, limit, answer, retries)).flatten()
             }
         };
-        worker::with(|worker| worker.metrics.answered(limit, status));
+        worker::with(|worker| worker.count_answer(stream, limit, status, granted.at));
         Self::tell(granted.waited, snapshot.filter(|_| !has_ratelimit));
     }
 
@@ -248,7 +249,7 @@ impl Http {
         }
         let Unjudged { limit, retries, answer, .. } = *unjudged;
         self.unjudged = None;
-        worker::with(|worker| worker.answered(limit, Answer { verdict, ..answer }, retries, stream.id));
+        worker::with(|worker| worker.answered(stream, limit, Answer { verdict, ..answer }, retries));
     }
 
     /// Adds the headers of a metered response.

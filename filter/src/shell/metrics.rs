@@ -1,8 +1,10 @@
 //! The metrics in Envoy's stats.
 //!
-//! A label is written into the stat's name as `.key=value;`, from where `stats_tags` in Envoy's bootstrap takes it out
-//! again. Each metric is defined when it is first needed and its number kept, since defining takes a lock on all of
-//! Envoy's stats. Values of labels come from the configuration or from closed lists, so their number is bounded.
+//! Labels are written into the stat's name, in front, as `key=.=value;.;`, from where `stats_tags` in Envoy's bootstrap
+//! take them out again. It is Istio's way of writing, and no label's name is the end of one of Istio's own, so that its
+//! `extraStatTags` do the same there. Each metric is defined when it is first needed and its number kept, since defining takes a lock on all of
+//! Envoy's stats. Values of labels come from the configuration or from closed lists, so their number is bounded; names of
+//! models are bounded by [`ModelNames`]. `docs/metrics.md` explains each metric to operators.
 
 use super::host::{self, MetricKind};
 use super::logging::event;
@@ -10,7 +12,8 @@ use super::shared_data::SharedData;
 use crate::classify::{Occurrence, Reason};
 use crate::console::history::{self, Entry};
 use crate::console::picture::{ANSWERS, Counters};
-use crate::ledger::Snapshot;
+use crate::ledger::{Rules, Snapshot};
+use crate::model_names::{self, ModelNames};
 use crate::observe::Observer;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane, Priority};
@@ -23,6 +26,9 @@ use hashbrown::HashMap;
 pub struct Metrics {
     ids: HashMap<Key, u32>,
     names: Vec<String>,
+    models: ModelNames,
+    /// For each limit the epoch whose rules the gauges were last set to from here.
+    epochs: HashMap<usize, u32>,
 }
 
 /// Which stat: the metric, the limit (by number, or none), and the place of a further label in its closed list.
@@ -47,9 +53,17 @@ enum Metric {
     EffectiveRpm,
     Upstream429Permille,
     UpstreamResponses,
+    UpstreamErrors,
+    UpstreamLatency,
+    UpstreamUp,
     UpstreamRetries,
     PauseIgnored,
     ConfigurationEpoch,
+    ConfigurationRefused,
+    ConfiguredRpm,
+    QueueCapacity,
+    ShadowMode,
+    Health,
     LedgerContended,
     LedgerCorrupt,
 }
@@ -75,9 +89,17 @@ impl Metric {
             Self::EffectiveRpm => ("nimgate_effective_rpm", Gauge, "", ""),
             Self::Upstream429Permille => ("nimgate_upstream_429_permille", Gauge, "", ""),
             Self::UpstreamRetries => ("nimgate_upstream_retries_total", Counter, "", ""),
-            Self::UpstreamResponses => ("nimgate_upstream_responses_total", Counter, "code", ""),
+            Self::UpstreamResponses => ("nimgate_upstream_responses_total", Counter, "class", ""),
+            Self::UpstreamErrors => ("nimgate_upstream_errors_total", Counter, "model", "error"),
+            Self::UpstreamLatency => ("nimgate_upstream_latency_milliseconds", Histogram, "model", ""),
+            Self::UpstreamUp => ("nimgate_upstream_up", Gauge, "", ""),
             Self::PauseIgnored => ("nimgate_pause_ignored_total", Counter, "", ""),
             Self::ConfigurationEpoch => ("nimgate_configuration_epoch", Gauge, "", ""),
+            Self::ConfigurationRefused => ("nimgate_configuration_refused_total", Counter, "", ""),
+            Self::ConfiguredRpm => ("nimgate_configured_rpm", Gauge, "", ""),
+            Self::QueueCapacity => ("nimgate_queue_capacity", Gauge, "", ""),
+            Self::ShadowMode => ("nimgate_shadow_mode", Gauge, "", ""),
+            Self::Health => ("nimgate_health", Gauge, "", ""),
             Self::LedgerContended => ("nimgate_ledger_contended_total", Counter, "", ""),
             Self::LedgerCorrupt => ("nimgate_ledger_corrupt_total", Counter, "", ""),
         }
@@ -97,14 +119,47 @@ impl Metrics {
 
     /// Makes the counters and gauges of a limit known, so that they are scraped as 0 before the first request.
     pub fn show_limit(&mut self, id: LimitId) {
+        let at = Some(id.0);
         for priority in Priority::ALL {
-            self.id(Key(Metric::Requests, Some(id.0), priority.name(), Outcome::Forwarded.label()));
-            self.id(Key(Metric::QueueLength, Some(id.0), priority.name(), ""));
+            for outcome in Outcome::ALL {
+                self.id(Key(Metric::Requests, at, priority.name(), outcome.label()));
+            }
+            for outcome in Outcome::SHADOW {
+                self.id(Key(Metric::Shadow, at, priority.name(), outcome.label()));
+            }
+            self.id(Key(Metric::QueueLength, at, priority.name(), ""));
         }
-        for metric in [Metric::FallbackLength, Metric::Fallback] {
-            self.id(Key(metric, Some(id.0), "", ""));
+        for class in ANSWERS {
+            self.id(Key(Metric::UpstreamResponses, at, class, ""));
         }
-        self.id(Key(Metric::Passthrough, None, "", ""));
+        for metric in [
+            Metric::FallbackLength,
+            Metric::Fallback,
+            Metric::UpstreamRetries,
+            Metric::LedgerContended,
+            Metric::LedgerCorrupt,
+        ] {
+            self.id(Key(metric, at, "", ""));
+        }
+        for metric in [
+            Metric::Passthrough,
+            Metric::AmbiguousModel,
+            Metric::DuplicateModel,
+            Metric::PauseIgnored,
+            Metric::ConfigurationRefused,
+        ] {
+            self.id(Key(metric, None, "", ""));
+        }
+    }
+
+    /// A configuration was refused.
+    pub fn refused(&mut self) {
+        self.add(Key(Metric::ConfigurationRefused, None, "", ""), 1);
+    }
+
+    /// What `/health/ready` has just answered.
+    pub fn healthy(&mut self, yes: bool) {
+        self.record(Key(Metric::Health, None, "", ""), u64::from(yes));
     }
 
     /// A metered request ended. `None` for a request that was refused before any limit took it.
@@ -134,9 +189,9 @@ impl Metrics {
         self.add(Key(Metric::PauseIgnored, None, "", ""), 1);
     }
 
-    /// The upstream answered.
-    pub fn answered(&mut self, limit: LimitId, status: u16) {
-        let code = match status {
+    /// The upstream answered, so long after the request's token was granted.
+    pub fn answered(&mut self, limit: LimitId, model: Option<&str>, status: u16, after: Micros) {
+        let class = match status {
             429 => "429",
             200..=299 => "2xx",
             300..=399 => "3xx",
@@ -144,7 +199,27 @@ impl Metrics {
             500..=599 => "5xx",
             _ => "other",
         };
-        self.add(Key(Metric::UpstreamResponses, Some(limit.0), code, ""), 1);
+        let at = Some(limit.0);
+        self.add(Key(Metric::UpstreamResponses, at, class, ""), 1);
+        self.record(Key(Metric::UpstreamUp, at, "", ""), 1);
+        let model = self.models.label(model, model_names::proves(status), &mut SharedData);
+        if status < 400 {
+            self.record(Key(Metric::UpstreamLatency, at, model, ""), after.as_millis());
+        } else {
+            self.add(Key(Metric::UpstreamErrors, at, model, error_label(status)), 1);
+        }
+    }
+
+    /// Envoy answered in place of the upstream.
+    pub fn failed(&mut self, limit: LimitId, model: Option<&str>, outcome: Outcome) {
+        let why = match outcome {
+            Outcome::UpstreamTimeout => "timeout",
+            Outcome::UpstreamUnreachable => "unreachable",
+            _ => return,
+        };
+        self.record(Key(Metric::UpstreamUp, Some(limit.0), "", ""), 0);
+        let model = self.models.label(model, false, &mut SharedData);
+        self.add(Key(Metric::UpstreamErrors, Some(limit.0), model, why), 1);
     }
 
     /// Envoy's router had sent a request so many times more.
@@ -212,7 +287,7 @@ impl Metrics {
         }
         let Key(metric, limit, first, second) = key;
         let (name, kind, first_label, second_label) = metric.about();
-        let mut full = name.to_owned();
+        let mut full = String::new();
         let limit = match (limit, metric) {
             (Some(at), _) => self.names.get(at).map(String::as_str),
             // A request that no limit took has the label all the same, so that sums over limits are complete.
@@ -221,16 +296,39 @@ impl Metrics {
         };
         for (label, value) in [("limit", limit), (first_label, Some(first)), (second_label, Some(second))] {
             if let (false, Some(value)) = (label.is_empty(), value) {
-                full.push('.');
                 full.push_str(label);
-                full.push('=');
+                full.push_str("=.=");
                 full.push_str(value);
-                full.push(';');
+                full.push_str(";.;");
             }
         }
+        full.push_str(name);
         let id = host::define_metric(kind, &full).ok()?;
         self.ids.insert(key, id);
         Some(id)
+    }
+}
+
+/// An error's status as a label: the ones that mean something by themselves, and the others by their class.
+const fn error_label(status: u16) -> &'static str {
+    match status {
+        400 => "400",
+        401 => "401",
+        402 => "402",
+        403 => "403",
+        404 => "404",
+        408 => "408",
+        410 => "410",
+        413 => "413",
+        422 => "422",
+        429 => "429",
+        500 => "500",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        _ if status < 500 => "4xx",
+        _ if status < 600 => "5xx",
+        _ => "other",
     }
 }
 
@@ -266,17 +364,27 @@ impl Observer for Metrics {
         self.record(Key(Metric::FallbackLength, Some(limit.0), "", ""), outside);
     }
 
-    fn looked(&mut self, limit: LimitId, snapshot: &Snapshot) {
+    fn looked(&mut self, limit: LimitId, snapshot: &Snapshot, rules: &Rules) {
         let phase: Phase = snapshot.phase;
         for (metric, value) in [
             (Metric::TokensAvailable, snapshot.available),
-            (Metric::TokenCapacity, snapshot.capacity),
             (Metric::RetreatState, phase as u32),
             (Metric::EffectiveRpm, snapshot.rate.as_rpm()),
             (Metric::Upstream429Permille, snapshot.throttled_permille),
-            (Metric::ConfigurationEpoch, snapshot.epoch),
         ] {
             self.record(Key(metric, Some(limit.0), "", ""), u64::from(value));
+        }
+        // What only new rules change.
+        if self.epochs.insert(limit.0, snapshot.epoch) != Some(snapshot.epoch) {
+            for (metric, value) in [
+                (Metric::ConfigurationEpoch, snapshot.epoch),
+                (Metric::TokenCapacity, snapshot.capacity),
+                (Metric::ConfiguredRpm, snapshot.base.as_rpm()),
+                (Metric::QueueCapacity, rules.queue_max),
+                (Metric::ShadowMode, u32::from(rules.shadow)),
+            ] {
+                self.record(Key(metric, Some(limit.0), "", ""), u64::from(value));
+            }
         }
     }
 

@@ -98,6 +98,7 @@ impl RootContext for Root {
                     "problem": problem,
                     "message": "nimgate refuses this configuration; Envoy keeps the one it had",
                 );
+                worker::with(|worker| worker.metrics.refused());
                 false
             }
         }

@@ -83,8 +83,8 @@ pub struct Stream {
     pub state: RefCell<State>,
     /// The level at which it is served.
     pub priority: Cell<Priority>,
-    /// The model because of which it is metered, if one was read.
-    pub model: Cell<(ModelKey, ModelName)>,
+    /// The model that its body names, if that was read and the request is metered.
+    pub model: RefCell<Option<String>>,
     /// Whether the client sent `authorization`.
     pub has_authorization: Cell<bool>,
     /// Whether the access log knows limit and priority.
@@ -99,7 +99,7 @@ impl Stream {
             priority: Cell::new(plugin.config.priority.default),
             plugin,
             state: RefCell::new(State::New),
-            model: Cell::new((ModelKey::NONE, ModelName::NONE)),
+            model: RefCell::new(None),
             has_authorization: Cell::new(false),
             is_noted: Cell::new(false),
         }
@@ -108,6 +108,12 @@ impl Stream {
     /// The stream's identity for the core.
     pub fn request(&self) -> RequestId {
         RequestId(self.id)
+    }
+
+    /// The model for the core: by its key, and by a name to show.
+    pub fn model_for_pace(&self) -> (ModelKey, ModelName) {
+        let model = self.model.borrow();
+        model.as_deref().map_or((ModelKey::NONE, ModelName::NONE), |name| (ModelKey::of(name), ModelName::new(name)))
     }
 
     /// The scheduler's number for a limit of the configuration.

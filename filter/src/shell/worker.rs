@@ -149,7 +149,7 @@ impl Worker {
             limit,
             stream.request(),
             stream.priority.get(),
-            stream.model.get().0,
+            stream.model_for_pace().0,
             &origin,
             me,
             host::now(),
@@ -207,13 +207,33 @@ impl Worker {
         }
     }
 
-    /// The upstream answered.
-    pub fn answered(&mut self, limit: LimitId, answer: Answer, retries: u32, current: u32) -> Option<Snapshot> {
+    /// The upstream answered, in one of the stream's callbacks.
+    pub fn answered(&mut self, stream: &Stream, limit: LimitId, answer: Answer, retries: u32) -> Option<Snapshot> {
         self.metrics.retried(limit, retries);
         let (snapshot, action) =
             self.scheduler.answer(limit, answer, retries, host::now(), &mut SharedData, &mut self.metrics);
-        self.carry_out(action, current);
-        self.arm(current);
+        self.carry_out(action, stream.id);
+        self.arm(stream.id);
+        snapshot
+    }
+
+    /// Counts an answer of the upstream to a request that was granted at `granted_at`.
+    pub fn count_answer(&mut self, stream: &Stream, limit: LimitId, status: u16, granted_at: Instant) {
+        let latency = host::now().since(granted_at);
+        self.metrics.answered(limit, stream.model.borrow().as_deref(), status, latency);
+    }
+
+    /// Envoy answered in place of the upstream, in one of the stream's callbacks. Returns a picture of the limit's
+    /// ledger, for the response's headers.
+    pub fn failed(&mut self, stream: &Stream, limit: LimitId, outcome: Outcome) -> Option<Snapshot> {
+        self.metrics.failed(limit, stream.model.borrow().as_deref(), outcome);
+        self.look(stream, limit)
+    }
+
+    /// A picture of a limit's ledger, for the headers of a response.
+    pub fn look(&mut self, stream: &Stream, limit: LimitId) -> Option<Snapshot> {
+        let (snapshot, action) = self.scheduler.look(limit, host::now(), &mut SharedData, &mut self.metrics);
+        self.carry_out(action, stream.id);
         snapshot
     }
 
@@ -225,13 +245,6 @@ impl Worker {
     /// The rules in force for a limit of a stream's configuration.
     pub fn rules(&self, stream: &Stream, at: Option<usize>) -> Option<Rules> {
         self.scheduler.rules(stream.limit(at?)?).copied()
-    }
-
-    /// A picture of a limit's ledger, for the headers of a response that is no answer of the upstream.
-    pub fn look(&mut self, limit: LimitId, current: u32) -> Option<Snapshot> {
-        let (snapshot, action) = self.scheduler.look(limit, host::now(), &mut SharedData, &mut self.metrics);
-        self.carry_out(action, current);
-        snapshot
     }
 
     /// A body was announced and has not been shown yet. As long as it is not known whether this host shows bodies at

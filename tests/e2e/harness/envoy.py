@@ -210,7 +210,7 @@ class Envoy:
     def metric(self, name: str, **labels: str) -> int:
         """The sum over a metric's series that carry these labels; 0 where there is none."""
         total = 0
-        for stat, value in self.stats(f"wasmcustom.{name}").items():
+        for stat, value in self.stats(f"wasmcustom.*{name}$").items():
             base, series_labels = split_stat(stat)
             if base == name and labels.items() <= series_labels.items():
                 total += value
@@ -252,10 +252,10 @@ class Envoy:
 
 
 def split_stat(stat: str) -> tuple[str, dict[str, str]]:
-    """`wasmcustom.name.key=value;` into the name and its labels."""
+    """`wasmcustom.key=.=value;.;name` into the name and its labels."""
     bare = stat.removeprefix("wasmcustom.")
-    name = bare.partition(".")[0]
-    labels = dict(re.findall(r"\.([a-z_]+)=([^;]*);", bare))
+    name = bare.rpartition(";.;")[2]
+    labels = dict(re.findall(r"([a-z_]+)=\.=([^;]*);\.;", bare))
     return name, labels
 
 

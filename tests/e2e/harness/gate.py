@@ -98,7 +98,7 @@ class Gate:
         self.console.close()
 
     def _busy_gauges(self) -> dict[str, int]:
-        stats = self.envoy.stats("wasmcustom.nimgate_(queue|fallback)_length")
+        stats = self.envoy.stats("wasmcustom.*nimgate_(queue|fallback)_length$")
         return {name: value for name, value in stats.items() if value}
 
 

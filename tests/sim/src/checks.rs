@@ -283,13 +283,13 @@ impl State {
     pub fn check_gauges(&mut self) {
         let mut total = 0;
         for priority in PRIORITIES {
-            let value = self.metric(&format!("nimgate_queue_length.limit=nvidia;.priority={priority};"));
+            let value = self.metric(&format!("limit=.=nvidia;.;priority=.={priority};.;nimgate_queue_length"));
             if value < 0 {
                 self.broken("I12", format!("the queue length of {priority} is {value}"));
             }
             total += value;
         }
-        let outside = self.metric("nimgate_fallback_length.limit=nvidia;");
+        let outside = self.metric("limit=.=nvidia;.;nimgate_fallback_length");
         if outside < 0 {
             self.broken("I12", format!("the number outside the queue is {outside}"));
         }
@@ -328,10 +328,10 @@ impl State {
     /// A gauge was set.
     pub fn check_record(&mut self, name: &str, value: i64) {
         let checks = &self.checks;
-        if name.starts_with("nimgate_effective_rpm") && (value > checks.rate_max || value < checks.rate_min_floor) {
+        if name.ends_with("nimgate_effective_rpm") && (value > checks.rate_max || value < checks.rate_min_floor) {
             let what = format!("the effective rate is {value}");
             self.broken("I16", what);
-        } else if name.starts_with("nimgate_tokens_available") && value > checks.capacity_max {
+        } else if name.ends_with("nimgate_tokens_available") && value > checks.capacity_max {
             self.broken("I12", format!("{value} tokens are in the bucket"));
         }
     }

@@ -188,7 +188,7 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
         if kind != 2 {
             state.metrics[id as usize].2 = value as i64;
             state.check_record(&name, value as i64);
-            if name.starts_with("nimgate_tokens_available") {
+            if name.ends_with("nimgate_tokens_available") {
                 state.looked = Some((value as i64, at, state.checks.commits));
             }
         }

@@ -15,25 +15,25 @@ impl World {
                 state.broken("I3", format!("request {r} is still {phase:?} at the end"));
             }
             for priority in crate::checks::PRIORITIES {
-                let value = state.metric(&format!("nimgate_queue_length.limit=nvidia;.priority={priority};"));
+                let value = state.metric(&format!("limit=.=nvidia;.;priority=.={priority};.;nimgate_queue_length"));
                 if value != 0 {
                     state.broken("I12", format!("the queue length of {priority} is {value} at rest"));
                 }
             }
-            let outside = state.metric("nimgate_fallback_length.limit=nvidia;");
+            let outside = state.metric("limit=.=nvidia;.;nimgate_fallback_length");
             if outside != 0 {
                 state.broken("I12", format!("{outside} wait outside the queue at rest"));
             }
             let (available, capacity) = (
-                state.metric("nimgate_tokens_available.limit=nvidia;"),
-                state.metric("nimgate_token_capacity.limit=nvidia;"),
+                state.metric("limit=.=nvidia;.;nimgate_tokens_available"),
+                state.metric("limit=.=nvidia;.;nimgate_token_capacity"),
             );
             let settings = state.plan.settings;
             let full = if settings.window > 0 { capacity.min(settings.quota() as i64) } else { capacity };
             if available != full || capacity != settings.capacity as i64 {
                 state.broken("I12", format!("{available} of {capacity} tokens at rest, of {}", settings.capacity));
             }
-            let rate = state.metric("nimgate_effective_rpm.limit=nvidia;");
+            let rate = state.metric("limit=.=nvidia;.;nimgate_effective_rpm");
             if rate != settings.rate_rpm as i64 {
                 state.broken("I16", format!("the effective rate at rest is {rate}, not {}", settings.rate_rpm));
             }
@@ -47,7 +47,8 @@ impl World {
         let labels = ["forwarded", "rate_limited", "queue_full", "client_left", "upstream_timeout", "unreadable"];
         for (at, priority) in PRIORITIES.into_iter().enumerate() {
             for label in labels {
-                let name = format!("nimgate_requests_total.limit=nvidia;.priority={priority};.outcome={label};");
+                let name =
+                    format!("limit=.=nvidia;.;priority=.={priority};.;outcome=.={label};.;nimgate_requests_total");
                 let (counted, seen) = (state.metric(&name), state.expected.get(&(at, label)).copied().unwrap_or(0));
                 if counted != seen {
                     state.broken("I20", format!("{priority} {label}: counted {counted}, seen {seen}"));

@@ -228,7 +228,7 @@ impl World {
             state.metrics[id].2 += offset;
         }
         // Only the callback of the request itself makes it fall back, so that tells which one it is.
-        if name.starts_with("nimgate_fallback_total")
+        if name.ends_with("nimgate_fallback_total")
             && let Some(r) = state.request_of(_vm, context)
         {
             state.requests[r].fallback = true;
