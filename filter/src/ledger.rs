@@ -437,6 +437,8 @@ pub struct Snapshot {
     pub retreat_due_at: Option<Instant>,
     /// What is believed of the upstream's real limit.
     pub estimate: Option<Estimate>,
+    /// How many models go slower than the limit.
+    pub models_slowed: u32,
     /// The share of 429s, in thousandths.
     pub throttled_permille: u32,
     /// How many wait in each lane, over all workers.
@@ -462,6 +464,7 @@ impl Ledger {
             phase: self.retreat().phase(),
             retreat_due_at: self.retreat().due_at(),
             estimate: self.retreat().estimate(self.rules().retreat, now),
+            models_slowed: u32::try_from(self.models().slowed().len()).unwrap_or(u32::MAX),
             throttled_permille: self.retreat().throttled_permille(now),
             waiting: self.board.totals(),
             epoch: self.epoch(),

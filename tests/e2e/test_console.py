@@ -342,7 +342,14 @@ def test_every_field_can_be_changed_and_given_back(gate: Gate):
         "low_priority_timeout_s": 5.5,
         "request_timeout_s": 6,
         "aging_s": 7,
-        "retreat": {"enabled": False, "floor_rpm": 2, "retry_after_max_s": 8},
+        "mode": "shadow",
+        "retreat": {
+            "enabled": False,
+            "floor_rpm": 2,
+            "retry_after_max_s": 8,
+            "obey_503": True,
+            "probe_windows": 9,
+        },
     }
     assert change(gate, {"limit": "restored", **fields}).status == 200
     rules = of_limit(gate, "restored")["rules"]

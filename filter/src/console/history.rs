@@ -19,6 +19,9 @@ pub struct Entry {
     pub from: String,
     /// What it is since.
     pub to: String,
+    /// The model that alone goes slower or faster; left out where it is the whole limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Why, in a few words.
     pub reason: String,
     /// The rate in force since, in requests per minute.
@@ -43,6 +46,7 @@ impl Entry {
             what: What::Retreat,
             from: transition.from.name().to_owned(),
             to: transition.to.name().to_owned(),
+            model: transition.model.map(|model| model.as_str().to_owned()),
             reason: transition.reason.words().to_owned(),
             effective_rpm: transition.rate.as_rpm(),
         }
@@ -55,6 +59,7 @@ impl Entry {
             what: What::Rules,
             from: snapshot.epoch.saturating_sub(1).to_string(),
             to: snapshot.epoch.to_string(),
+            model: None,
             reason: reason.to_owned(),
             effective_rpm: snapshot.rate.as_rpm(),
         }

@@ -2,10 +2,13 @@
 
 use crate::console::history::Entry;
 use crate::ledger::{Ledger, Rules, Served, Snapshot};
+use crate::models::{ModelName, Slowed};
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane, Priority};
+use crate::queue::NEVER;
+use crate::retreat::{Estimate, Phase};
 use crate::store::{Store, StoreError};
-use crate::units::{Instant, Micros};
+use crate::units::{Instant, Micros, MilliRpm};
 
 /// A picture of one limit.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,8 +42,37 @@ pub struct Looked {
     pub oldest: [Option<Micros>; LANES],
     /// For each lane when a request that came now would have its turn.
     pub expected: [Micros; LANES],
+    /// The models that go slower than the limit.
+    pub slowed: Vec<SlowedModel>,
     /// How long no token is granted because the upstream asked for that.
     pub closed: Micros,
+}
+
+/// A model that goes slower than its limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlowedModel {
+    /// Its name.
+    pub name: ModelName,
+    /// The state of its retreat.
+    pub phase: Phase,
+    /// Its rate.
+    pub rate: MilliRpm,
+    /// What is believed of its real limit.
+    pub estimate: Option<Estimate>,
+    /// Whether its workers were full, rather than a rate reached.
+    pub worker_full: bool,
+}
+
+impl SlowedModel {
+    fn at(slowed: &Slowed, ledger: &Ledger, now: Instant) -> Self {
+        Self {
+            name: slowed.name,
+            phase: slowed.retreat.phase(),
+            rate: slowed.retreat.rate(),
+            estimate: slowed.retreat.estimate(ledger.rules().retreat, now),
+            worker_full: slowed.worker_full,
+        }
+    }
 }
 
 /// What has been counted of one limit since the process began.
@@ -100,7 +132,7 @@ impl Looked {
         let mut oldest = [None; LANES];
         for slot in ledger.board().slots() {
             for (oldest, head) in oldest.iter_mut().zip(slot.lanes) {
-                if head.count > 0 {
+                if head.count > 0 && head.since != NEVER {
                     *oldest = (*oldest).max(Some(now.since(head.since)));
                 }
             }
@@ -113,6 +145,7 @@ impl Looked {
             served: *ledger.served(),
             oldest,
             expected: Lane::ALL.map(|lane| ledger.turn_estimate(lane, now).since(now)),
+            slowed: ledger.models().slowed().iter().map(|slowed| SlowedModel::at(slowed, ledger, now)).collect(),
             closed: ledger.retreat().closed_until().since(now),
         }
     }

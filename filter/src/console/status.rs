@@ -1,12 +1,12 @@
 //! `/status` and `/events`: the state of the whole process as JSON.
 
 use super::history::Entry;
-use super::picture::{ANSWERS, Counters, Looked, Picture};
+use super::picture::{ANSWERS, Counters, Looked, Picture, SlowedModel};
 use super::reply::{Reply, json};
 use super::steering::Standing;
 use crate::outcome::Outcome;
 use crate::priority::{Lane, Priority};
-use crate::retreat::Phase;
+use crate::retreat::{Estimate, Phase};
 use crate::units::{Instant, Micros};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
@@ -117,6 +117,29 @@ struct Retreat {
     base_rpm: f64,
     upstream_429_rate: f64,
     closed_seconds: f64,
+    /// What is believed of the upstream's real limit; `null` if it has never refused, or long ago.
+    estimated_limit: Option<Learned>,
+}
+
+#[derive(Serialize, Clone, Copy)]
+struct Learned {
+    rpm: f64,
+    age_seconds: f64,
+}
+
+impl From<Estimate> for Learned {
+    fn from(estimate: Estimate) -> Self {
+        Self { rpm: f64::from(estimate.rate.get()) / 1_000.0, age_seconds: estimate.age.as_secs_f64() }
+    }
+}
+
+#[derive(Serialize)]
+struct Model {
+    name: String,
+    state: &'static str,
+    effective_rpm: f64,
+    estimated_limit: Option<Learned>,
+    workers_full: bool,
 }
 
 #[derive(Serialize)]
@@ -147,6 +170,7 @@ struct LimitState {
     waits: ByPriority<Waits>,
     token_bucket: TokenBucket,
     retreat: Retreat,
+    slowed_models: Vec<Model>,
     rules: Standing,
 }
 
@@ -251,6 +275,23 @@ impl Retreat {
             base_rpm: rpm(looked, |looked| looked.snapshot.base.get()),
             upstream_429_rate: f64::from(share) / 1_000.0,
             closed_seconds: looked.iter().map(|looked| looked.closed).max().unwrap_or_default().as_secs_f64(),
+            // Of several limits there is no one estimate.
+            estimated_limit: match looked {
+                [looked] => looked.snapshot.estimate.map(Learned::from),
+                _ => None,
+            },
+        }
+    }
+}
+
+impl Model {
+    fn of(slowed: &SlowedModel) -> Self {
+        Self {
+            name: slowed.name.as_str().to_owned(),
+            state: slowed.phase.name(),
+            effective_rpm: f64::from(slowed.rate.get()) / 1_000.0,
+            estimated_limit: slowed.estimate.map(Learned::from),
+            workers_full: slowed.worker_full,
         }
     }
 }
@@ -278,6 +319,7 @@ impl<'a> Limit<'a> {
                 waits: ByPriority(Priority::ALL.map(|priority| Waits::of(looked, priority))),
                 token_bucket: TokenBucket::of(&[looked], now),
                 retreat: Retreat::of(&[looked]),
+                slowed_models: looked.slowed.iter().map(Model::of).collect(),
                 rules: Standing::of(&looked.in_force, &looked.configured, looked.epoch),
             }),
             history: &picture.history,

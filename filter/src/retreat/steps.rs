@@ -17,9 +17,12 @@ impl Retreat {
         let mut retreat = Self::new(rules);
         retreat.advance(rules, now);
         retreat.meter.answered(answer.granted_at, answer.throttled);
-        retreat.rate = let_in.scaled(BELOW, THOUSAND).max(rules.floor).min(rules.base);
-        retreat.learned = retreat.rate;
-        retreat.learned_at = now;
+        // Of a model that is seldom asked for, what was let in says nothing.
+        let least = per_minute(LEAST_IN_WINDOW, rules.window);
+        if let_in > least {
+            retreat.learn(let_in, now);
+        }
+        retreat.rate = let_in.scaled(BELOW, THOUSAND).max(least).max(rules.floor).min(rules.base);
         retreat.curve = Curve {
             from: retreat.rate,
             ceiling: retreat.rate.scaled(1_100, THOUSAND).min(rules.base),
@@ -320,8 +323,11 @@ const HOLD_PART: u64 = 4;
 const TRIAL_PART: u64 = 8;
 
 /// The first pause after a relapse is this part of a window; each two relapses double it, up to a whole window.
-const PAUSE_PART: u64 = 16;
-const PAUSE_DOUBLINGS_MAX: u32 = 4;
+const PAUSE_PART: u64 = 8;
+const PAUSE_DOUBLINGS_MAX: u32 = 3;
+
+/// A model is slowed to no fewer requests in a window at first.
+const LEAST_IN_WINDOW: u32 = 4;
 
 /// The plateau below a ceiling of which little is known, in quarters of a window.
 const PLATEAU_QUARTERS: u64 = 6;

@@ -51,6 +51,8 @@ enum Metric {
     TokenCapacity,
     RetreatState,
     EffectiveRpm,
+    EstimatedRpm,
+    ModelsSlowed,
     Upstream429Permille,
     UpstreamResponses,
     UpstreamErrors,
@@ -87,6 +89,8 @@ impl Metric {
             Self::TokenCapacity => ("nimgate_token_capacity", Gauge, "", ""),
             Self::RetreatState => ("nimgate_retreat_state", Gauge, "", ""),
             Self::EffectiveRpm => ("nimgate_effective_rpm", Gauge, "", ""),
+            Self::EstimatedRpm => ("nimgate_estimated_limit_rpm", Gauge, "", ""),
+            Self::ModelsSlowed => ("nimgate_models_slowed", Gauge, "", ""),
             Self::Upstream429Permille => ("nimgate_upstream_429_permille", Gauge, "", ""),
             Self::UpstreamRetries => ("nimgate_upstream_retries_total", Counter, "", ""),
             Self::UpstreamResponses => ("nimgate_upstream_responses_total", Counter, "class", ""),
@@ -370,6 +374,8 @@ impl Observer for Metrics {
             (Metric::TokensAvailable, snapshot.available),
             (Metric::RetreatState, phase as u32),
             (Metric::EffectiveRpm, snapshot.rate.as_rpm()),
+            (Metric::EstimatedRpm, snapshot.estimate.map_or(0, |estimate| estimate.rate.as_rpm())),
+            (Metric::ModelsSlowed, snapshot.models_slowed),
             (Metric::Upstream429Permille, snapshot.throttled_permille),
         ] {
             self.record(Key(metric, Some(limit.0), "", ""), u64::from(value));
@@ -391,15 +397,17 @@ impl Observer for Metrics {
     fn retreat_changed(&mut self, limit: LimitId, transition: Transition) {
         self.remember(limit, &Entry::of_transition(&transition, host::wall_clock_s()));
         let name = self.names.get(limit.0).map_or("", String::as_str);
-        event!(
-            warn,
-            "retreat",
-            "limit": name,
-            "from": transition.from.name(),
-            "to": transition.to.name(),
-            "reason": transition.reason.words(),
-            "effective_rpm": transition.rate.to_string(),
-        );
+        let (from, to, reason) = (transition.from.name(), transition.to.name(), transition.reason.words());
+        let rate = transition.rate.to_string();
+        match &transition.model {
+            None => event!(
+                warn, "retreat", "limit": name, "from": from, "to": to, "reason": reason, "effective_rpm": rate,
+            ),
+            Some(model) => event!(
+                warn, "retreat", "limit": name, "model": model.as_str(), "from": from, "to": to, "reason": reason,
+                "effective_rpm": rate,
+            ),
+        }
     }
 
     fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot) {

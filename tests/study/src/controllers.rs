@@ -1,6 +1,7 @@
 //! The controllers compared. Each sets the pace of the same queue, bucket and window guard.
 
 use nimgate::bucket::Flow;
+use nimgate::retreat::PROBE_WINDOWS_DEFAULT;
 use nimgate::units::{Instant, Micros, MilliRpm};
 
 mod aimd;
@@ -46,19 +47,56 @@ pub trait Controller {
     fn answered(&mut self, now: Instant, answer: &Answer);
 }
 
-/// The names of the controllers, in the order of the tables.
-pub const NAMES: [&str; 6] = ["nimgate", "limit known", "none", "fixed steps", "AIMD", "AWS adaptive"];
+/// Which controller to study.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Which {
+    /// The filter's own, with so many windows between two probes.
+    Nimgate {
+        probe_windows: u32,
+    },
+    /// Always the rate that the upstream allows on average, which nobody can know.
+    LimitKnown,
+    /// Always the configured rate.
+    None,
+    FixedSteps,
+    Aimd,
+    Aws,
+}
 
-/// The controller called `name`, before a limit configured as `rate_rpm`.
-pub fn by_name(name: &str, rate_rpm: u32, allowed_rpm: f64) -> Box<dyn Controller> {
-    let base = MilliRpm::from_rpm(rate_rpm);
-    match name {
-        "limit known" => Box::new(Nothing(MilliRpm::new((allowed_rpm * 1e3) as u32))),
-        "nimgate" => Box::new(ours::Ours::new(base)),
-        "fixed steps" => Box::new(fixed_steps::FixedSteps::new(base)),
-        "AIMD" => Box::new(aimd::Aimd::new(base)),
-        "AWS adaptive" => Box::new(aws::Aws::new(base)),
-        _ => Box::new(Nothing(base)),
+impl Which {
+    /// All of them, in the order of the tables.
+    pub const ALL: [Self; 6] = [
+        Self::Nimgate { probe_windows: PROBE_WINDOWS_DEFAULT },
+        Self::None,
+        Self::FixedSteps,
+        Self::Aimd,
+        Self::Aws,
+        Self::LimitKnown,
+    ];
+
+    /// Its name in the tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nimgate { .. } => "nimgate",
+            Self::LimitKnown => "limit known",
+            Self::None => "no retreat",
+            Self::FixedSteps => "fixed steps",
+            Self::Aimd => "AIMD",
+            Self::Aws => "AWS adaptive",
+        }
+    }
+
+    /// It, before a limit configured as `rate_rpm` of which the upstream allows `allowed_rpm`.
+    pub fn make(self, rate_rpm: u32, allowed_rpm: f64) -> Box<dyn Controller> {
+        let base = MilliRpm::from_rpm(rate_rpm);
+        match self {
+            Self::Nimgate { probe_windows } => Box::new(ours::Ours::new(base, probe_windows)),
+            Self::LimitKnown => Box::new(Constant(MilliRpm::new((allowed_rpm * 1e3) as u32))),
+            Self::None => Box::new(Constant(base)),
+            Self::FixedSteps => Box::new(fixed_steps::FixedSteps::new(base)),
+            Self::Aimd => Box::new(aimd::Aimd::new(base)),
+            Self::Aws => Box::new(aws::Aws::new(base)),
+        }
     }
 }
 
@@ -67,10 +105,10 @@ fn capacity(base: MilliRpm) -> u32 {
     (base.as_rpm() / 10).max(1)
 }
 
-/// No retreat: always the configured rate.
-struct Nothing(MilliRpm);
+/// Always one rate.
+struct Constant(MilliRpm);
 
-impl Controller for Nothing {
+impl Controller for Constant {
     fn advance(&mut self, _: Instant) {}
     fn flow(&self) -> Flow {
         Flow { rate: self.0, capacity: capacity(self.0) }

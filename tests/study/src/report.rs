@@ -16,8 +16,10 @@ pub struct Figures {
     pub refused: f64,
     /// 503s of full workers as a share of all answers.
     pub worker_full: f64,
-    /// 429s in the first ten windows.
+    /// 429s in the first ten windows, in which the limit is learned.
     pub refused_at_first: f64,
+    /// The share of 429s after those.
+    pub refused_later: f64,
     /// The longest time, in seconds, in which someone waited and nobody got a token.
     pub longest_idle_s: f64,
     /// Windows from the limit's rise until a window begins that holds 95 % of it; the mean over all seeds.
@@ -27,8 +29,6 @@ pub struct Figures {
     /// The wait of `urgent` requests in seconds: median and 99th percentile.
     pub urgent_p50_s: f64,
     pub urgent_p99_s: f64,
-    /// Windows until one begins in which 95 % of the limit is used; the mean over all seeds.
-    pub settled_after: Option<f64>,
 }
 
 /// One line of the result.
@@ -42,6 +42,38 @@ pub struct Line {
     pub figures: Figures,
     /// The rate in force over time and the limit, of the first seed.
     pub rates: Vec<(f64, f64)>,
+}
+
+/// What the distance between two probes costs, and what it brings.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trade {
+    /// Windows between two probes.
+    pub probe_windows: u32,
+    /// 429s as a share of all answers before a rolling window of 25 rpm, asked three-fold.
+    pub refused: f64,
+    /// Goodput there.
+    pub goodput: f64,
+    /// Windows until a limit that rises from 25 to 40 is used; the longest of all seeds.
+    pub back_after_worst: f64,
+}
+
+impl Trade {
+    /// Studies one distance.
+    pub fn at(probe_windows: u32, seeds: u64) -> Self {
+        let figures = |name: &str| {
+            let scenario = crate::scenario::all().into_iter().find(|scenario| scenario.name == name);
+            let which = [crate::controllers::Which::Nimgate { probe_windows }];
+            let lines = scenario.map(|scenario| crate::study(&scenario, ("threefold", 3.0), &which, seeds));
+            lines.and_then(|mut lines| lines.pop()).map(|line| line.figures).unwrap_or_default()
+        };
+        let (steady, rise) = (figures("rolling window"), figures("rise"));
+        Self {
+            probe_windows,
+            refused: steady.refused,
+            goodput: steady.goodput,
+            back_after_worst: rise.back_after_worst.unwrap_or(f64::NAN),
+        }
+    }
 }
 
 /// Puts the runs of several seeds together: of each the record, and the omniscient scheduler's.
@@ -59,6 +91,9 @@ pub fn figures(runs: &[(Record, Record)], rise: Option<(Time, u64)>) -> Figures 
         figures.worker_full += record.worker_full as f64 / answers / n;
         figures.refused_at_first += record.refused.iter().filter(|at| **at < 10 * WINDOW).count() as f64 / n;
         figures.longest_idle_s = figures.longest_idle_s.max(record.longest_idle as f64 / 1e6);
+        let later = |times: &[Time]| times.iter().filter(|at| **at >= 10 * WINDOW).count() as f64;
+        let refused_later = later(&record.refused);
+        figures.refused_later += refused_later / (refused_later + later(&record.admitted)).max(1.0) / n;
         waits.extend(&record.urgent_waits);
         if let Some((at, limit)) = rise {
             back.push(back_after(&record.admitted, at, limit));

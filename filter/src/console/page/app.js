@@ -59,7 +59,9 @@
 
   const tiles = (now, through) => {
     is("rate", charts.short(now.rate));
-    is("rate-note", now.closed > 0 ? `no token for ${seconds(now.closed)}: Retry-After` : `of ${charts.short(now.base)} configured`);
+    const believed = now.estimate ? `, real limit about ${charts.short(now.estimate.rpm)}` : "";
+    const slowed = now.slowed.length > 0 ? `; slower: ${now.slowed.map((model) => `${model.name} ${charts.short(model.effective_rpm)}`).join(", ")}` : "";
+    is("rate-note", (now.closed > 0 ? `no token for ${seconds(now.closed)}` : `of ${charts.short(now.base)} configured`) + believed + slowed);
     fill("rate-bar", now.base > 0 ? now.rate / now.base : 0);
     is("state", now.state);
     found.get("state").dataset.state = now.state;
@@ -121,7 +123,8 @@
       time.textContent = charts.clock(entry.at, true);
       time.dateTime = at.toISOString();
       time.title = at.toLocaleString();
-      const change = entry.what === "rules" ? `Rules: epoch ${entry.to}` : entry.from === entry.to ? `${entry.to}, cut again` : `${entry.from} → ${entry.to}`;
+      const whose = entry.model ? `${entry.model}: ` : "";
+      const change = whose + (entry.what === "rules" ? `Rules: epoch ${entry.to}` : entry.from === entry.to ? `${entry.to}, cut again` : `${entry.from} → ${entry.to}`);
       what.textContent = now.limits.length > 1 ? `${entry.limit}: ${change}` : change;
       why.textContent = entry.reason;
       rate.textContent = `${charts.short(entry.effective_rpm)} rpm`;

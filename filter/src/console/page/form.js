@@ -15,6 +15,8 @@ const rules = (() => {
     ["retreat.enabled", "Retreat on 429s", ["on", "off"]],
     ["retreat.floor_rpm", "Lowest rate of a retreat"],
     ["retreat.retry_after_max_s", "Longest Retry-After, s"],
+    ["retreat.obey_503", "503 with Retry-After is a 429", ["off", "on"]],
+    ["retreat.probe_windows", "Windows between probes"],
   ];
   const form = document.getElementById("form"), fields = document.getElementById("fields");
   const token = document.getElementById("token"), said = document.getElementById("said");
@@ -43,7 +45,7 @@ const rules = (() => {
     return String(value ?? 0);
   };
   const written = (path, text) => {
-    if (path === "retreat.enabled") return text === "on";
+    if (path === "retreat.enabled" || path === "retreat.obey_503") return text === "on";
     if (path === "queue_full_policy" || path === "mode") return text;
     // What is no number goes as it is, so that the refusal says what is wrong with it.
     return text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text;

@@ -24,6 +24,8 @@ const samples = (() => {
       rate: sum(limits, (limit) => limit.retreat.effective_rpm),
       base: sum(limits, (limit) => limit.retreat.base_rpm),
       share: Math.max(0, ...limits.map((limit) => limit.retreat.upstream_429_rate)),
+      estimate: limits.length === 1 ? limits[0].retreat.estimated_limit : null,
+      slowed: limits.flatMap((limit) => limit.slowed_models),
       closed: Math.max(0, ...limits.map((limit) => limit.retreat.closed_seconds)),
       tokens: sum(limits, (limit) => limit.token_bucket.tokens),
       capacity: sum(limits, (limit) => limit.token_bucket.capacity),

@@ -13,14 +13,14 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub fn new(base: MilliRpm) -> Self {
+    pub fn new(base: MilliRpm, probe_windows: u32) -> Self {
         let rules = RetreatRules {
             enabled: true,
             base,
             floor: MilliRpm::from_rpm(1),
             retry_after_max: Micros::from_secs(300),
             obey_503: false,
-            probe_windows: 5,
+            probe_windows,
             window: Micros::from_secs(60),
         };
         Self { rules, pace: Pace::new(rules) }
@@ -42,11 +42,11 @@ impl Controller for Ours {
     }
 
     fn model_open_at(&mut self, model: u64, _: Instant) -> Instant {
-        self.pace.models.open_at(ModelKey(model + 1))
+        self.pace.models.open_at(key(model))
     }
 
     fn granted(&mut self, now: Instant, model: u64) {
-        self.pace.granted(self.rules, now, ModelKey(model + 1));
+        self.pace.granted(self.rules, now, key(model));
     }
 
     fn answered(&mut self, now: Instant, answer: &Answer) {
@@ -55,28 +55,19 @@ impl Controller for Ours {
             (_, true) => Verdict::WorkersFull,
             _ => Verdict::Throttled,
         };
-        let before = self.pace.account.rate();
-        let transition = self.pace.answer(
+        self.pace.answer(
             self.rules,
             now,
             pace::Answer {
                 granted_at: answer.granted_at,
                 verdict,
                 retry_after: answer.retry_after,
-                model: (ModelKey(answer.model + 1), ModelName::new("")),
+                model: (key(answer.model), ModelName::NONE),
             },
         );
-        if !answer.admitted && std::env::var_os("TRACE").is_some() {
-            eprintln!(
-                "{:7.2} 429 granted {:5.2} s ago, model {}, {} {before} -> {} {:?} {:?}",
-                (now.as_micros() - 1_000_000_000_000) as f64 / 60e6,
-                now.since(answer.granted_at).as_secs_f64(),
-                answer.model,
-                answer.worker_full,
-                self.pace.account.rate(),
-                transition.map(|t| t.reason),
-                self.pace.models.slowed().iter().map(|s| (s.key.0 - 1, s.retreat.rate().get())).collect::<Vec<_>>(),
-            );
-        }
     }
+}
+
+fn key(model: u64) -> ModelKey {
+    ModelKey(model + 1)
 }
