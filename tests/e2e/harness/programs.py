@@ -70,6 +70,13 @@ def chromium() -> Path:
     return _find("NIMGATE_CHROMIUM", "Chromium", found, "install the package chromium")
 
 
+def prometheus() -> Path:
+    """The Prometheus that takes the metrics in."""
+    found = [Path(path)] if (path := shutil.which("prometheus")) else []
+    unpacked = REPOSITORY / ".tools/prometheus/usr/bin/prometheus"
+    return _find("NIMGATE_PROMETHEUS", "Prometheus", [*found, unpacked], "run scripts/test")
+
+
 def _find(variable: str, what: str, usual_places: list[Path], remedy: str) -> Path:
     named = os.environ.get(variable)
     if named:
