@@ -47,13 +47,13 @@ pub trait Observer {
     }
 
     /// The rules of a new configuration were put in force.
-    fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot) {
-        let _ = (limit, snapshot);
+    fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot, rules: &Rules) {
+        let _ = (limit, snapshot, rules);
     }
 
     /// The rules of a configuration that had been replaced are in force again, since requests arrive under it.
-    fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot) {
-        let _ = (limit, snapshot);
+    fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot, rules: &Rules) {
+        let _ = (limit, snapshot, rules);
     }
 
     /// A decision was put off because other workers were quicker each time, or the host refused the store.

@@ -32,6 +32,8 @@ pub enum Action {
     Reply {
         /// Which.
         request: RequestId,
+        /// Where it waited.
+        lane: Lane,
         /// How it ends.
         outcome: Outcome,
         /// When to try again, in whole seconds, at least 1.
@@ -90,7 +92,7 @@ impl Scheduler {
                 (changed || fresh, changed || fresh, transition)
             });
             match adopted {
-                Ok((true, snapshot, _)) => observer.rules_configured(id, &snapshot),
+                Ok((true, snapshot, _)) => observer.rules_configured(id, &snapshot, &limit.rules),
                 Ok((false, ..)) => {}
                 Err(_) => {
                     limit.rules = rules;
@@ -275,12 +277,13 @@ impl Limit {
         match decided {
             Ok(((turn, estimates, adopted, now), snapshot, stirred)) => {
                 if adopted {
-                    observer.rules_adopted(id, &snapshot);
+                    observer.rules_adopted(id, &snapshot, &self.rules);
                 }
                 let refuse = |request, lane: Lane, arrived, outcome| {
                     let at = estimates.get(lane.index()).copied().unwrap_or(now);
                     Action::Reply {
                         request,
+                        lane,
                         outcome,
                         retry_after_s: retry_after_s(at.since(now), request, now),
                         waited: now.since(arrived),
@@ -310,6 +313,7 @@ impl Limit {
                 observer.store_failed(id);
                 actions.extend(expired.iter().map(|w| Action::Reply {
                     request: w.request,
+                    lane: w.lane,
                     outcome: Outcome::RateLimited,
                     retry_after_s: 1,
                     waited: now.since(w.arrived),

@@ -14,7 +14,7 @@ PLACES = ("filter/", "envoy/", "tests/", "scripts/", "docs/", ".ci/")
 
 
 def main() -> None:
-    problems = [problem for check in (paths, metrics, fields, size) for problem in check()]
+    problems = [problem for check in (paths, metrics, events, fields, size) for problem in check()]
     for problem in problems:
         print(problem)
     if problems:
@@ -56,6 +56,23 @@ def metrics():
         for name in re.findall(r"\bnimgate_[a-z0-9_]+", document.read_text() if document.exists() else ""):
             if re.sub(r"_(bucket|sum|count)$", "", name) not in source:
                 yield f"{document.relative_to(ROOT)} names the metric {name}, which does not exist"
+
+
+def events():
+    """The page on logs and the code have the same events, with the same level and members."""
+    source: dict[str, tuple[str, set[str]]] = {}
+    for file in sorted((ROOT / "filter/src/shell").glob("*.rs")):
+        for level, name, rest in re.findall(r'\bevent(?:_once)?!\(\s*(\w+),\s*"(\w+)"(.*?)\);', file.read_text(), re.DOTALL):
+            found = (level, set(re.findall(r'"(\w+)": ', rest)))
+            if source.setdefault(name, found) != found:
+                yield f"{file.relative_to(ROOT)} writes the event {name} in two ways"
+    page = ROOT / "docs/logs.md"
+    text = page.read_text() if page.exists() else ""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*) \|", text, re.MULTILINE)
+    listed = {name: (level, set(members.replace(" ", "").split(","))) for name, level, members in rows}
+    for name in sorted(source.keys() | listed.keys()):
+        if source.get(name) != listed.get(name):
+            yield f"docs/logs.md says of the event {name} {listed.get(name)}, the code {source.get(name)}"
 
 
 def fields():

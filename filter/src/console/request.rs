@@ -121,7 +121,8 @@ impl Console {
                 "PermissionDeniedError",
                 "foreign_origin",
                 None,
-                "The page that sent this is not the console's own.",
+                "nimgate takes changes from its own dashboard only, and the page that sent this is another's. Open the \
+                 dashboard under the address that you send to.",
             ));
         }
         if !self.is_admin(head.authorization) {
@@ -130,7 +131,7 @@ impl Console {
                 "AuthenticationError",
                 "wrong_token",
                 None,
-                "Changing limits needs the admin token (console.admin_token) as `Authorization: Bearer <token>`.",
+                "nimgate changes limits only with the admin token (console.admin_token) as `Authorization: Bearer <token>`.",
             );
             return Asked::Intrusion(refusal.with("www-authenticate", "Bearer realm=\"nimgate\""));
         }
@@ -140,7 +141,7 @@ impl Console {
                 "UnsupportedMediaTypeError",
                 "not_json",
                 None,
-                "The body must be plain JSON, with `Content-Type: application/json` and without compression.",
+                "nimgate takes a change as plain JSON, with `Content-Type: application/json` and without compression.",
             );
             return Asked::Answer(refusal.with("accept", "application/json"));
         }
@@ -178,7 +179,7 @@ pub fn too_large() -> Reply {
         "PayloadTooLarge",
         "payload_too_large",
         None,
-        "A change of a limit has at most 16 kB; this body has more.",
+        "nimgate takes changes of at most 16 kB, and this body has more.",
     )
 }
 
@@ -188,7 +189,7 @@ fn wrong_method(allowed: &'static str) -> Reply {
         "MethodNotAllowedError",
         "method_not_allowed",
         None,
-        "This path does not know the method; the header Allow names those that it knows.",
+        "nimgate's console has this path, but not with this method; the header Allow names those that it takes.",
     )
     .with("allow", allowed)
 }

@@ -4,7 +4,7 @@
 //! be asked, and each tells the same: ledgers and limits lie in shared data, and Envoy's counters are the process's.
 
 use super::host::{self, Buffer, Map};
-use super::logging::event;
+use super::logging::{event, event_once, host_refused};
 use super::metrics::Metrics;
 use super::shared_data::SharedData;
 use super::{headers, worker};
@@ -155,7 +155,7 @@ fn token(source: &KeySource) -> Option<String> {
             let usable = value
                 .filter(|value| value.len() >= TOKEN_BYTES_MIN && value.bytes().all(|byte| byte.is_ascii_graphic()));
             if usable.is_none() {
-                event!(
+                event_once!(
                     info,
                     "admin_token_missing",
                     "variable": name,
@@ -196,7 +196,7 @@ impl Visit {
     fn answer(&mut self, reply: &Reply) {
         let headers: Vec<(&str, &str)> = reply.headers.iter().map(|(name, value)| (*name, value.as_ref())).collect();
         if let Err(refused) = host::reply(reply.status, "nimgate_console", &headers, &reply.body) {
-            event!(error, "host_refused", "call": "local reply", "status": refused.0);
+            host_refused("local reply", Some(refused));
         }
         self.state = State::Answered;
     }
@@ -304,7 +304,7 @@ impl HttpContext for Visit {
                 let reply = match host::buffer(Buffer::RequestBody, 0, size) {
                     Ok(body) => self.panel.change(&body),
                     Err(refused) => {
-                        event!(error, "host_refused", "call": "get request body", "status": refused.0);
+                        host_refused("get request body", Some(refused));
                         self.panel.change(b"")
                     }
                 };

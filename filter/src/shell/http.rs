@@ -1,7 +1,7 @@
 //! A stream's callbacks.
 
 use super::host::{self, Buffer, Map};
-use super::logging::event;
+use super::logging::host_refused;
 use super::stream::{BodyView, Granted, State, Stream};
 use super::{headers, worker};
 use crate::attempts;
@@ -48,7 +48,7 @@ impl Http {
         let map = match host::header_map(Map::Request) {
             Ok(map) => map,
             Err(refused) => {
-                event!(error, "host_refused", "call": "get request headers", "status": refused.0);
+                host_refused("get request headers", Some(refused));
                 Vec::new()
             }
         };
@@ -123,7 +123,7 @@ impl Http {
                     new => host::buffer(Buffer::RequestBody, *seen, new).unwrap_or_default(),
                 };
                 if piece.len() != new {
-                    event!(error, "host_refused", "call": "get request body", "asked": new, "got": piece.len());
+                    host_refused("get request body", None);
                     reader.spoil();
                 }
                 *seen = size;
@@ -196,9 +196,9 @@ impl Http {
                 let snapshot = limit.and_then(|limit| worker::with(|worker| worker.failed(stream, limit, outcome)));
                 Self::tell(granted.waited, snapshot.flatten());
             }
+            self.reword(stream, limit, outcome, ends_here);
             stream.note(limit, outcome, None);
             stream.become_(State::Answered(limit, outcome));
-            self.reword(stream, limit, outcome, ends_here);
         }
     }
 
@@ -274,7 +274,7 @@ impl Http {
             return;
         }
         let rules = worker::with(|worker| worker.rules(stream, limit)).flatten();
-        let body = failure.body(&stream.message(limit, outcome, None, rules.as_ref()));
+        let body = failure.body(&stream.failed(outcome, None, None, rules.as_ref()).message());
         let _ = host::set_header(Map::Response, "content-type", b"application/json");
         let _ = host::set_header(Map::Response, "content-length", body.len().to_string().as_bytes());
         self.new_body = Some(body);

@@ -12,8 +12,10 @@ use super::shared_data::SharedData;
 use crate::classify::{Occurrence, Reason};
 use crate::console::history::{self, Entry};
 use crate::console::picture::{ANSWERS, Counters};
+use crate::console::steering::Settings;
 use crate::ledger::{Rules, Snapshot};
 use crate::model_names::{self, ModelNames};
+use crate::models::ModelName;
 use crate::observe::Observer;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane, Priority};
@@ -397,28 +399,42 @@ impl Observer for Metrics {
     fn retreat_changed(&mut self, limit: LimitId, transition: Transition) {
         self.remember(limit, &Entry::of_transition(&transition, host::wall_clock_s()));
         let name = self.names.get(limit.0).map_or("", String::as_str);
-        let (from, to, reason) = (transition.from.name(), transition.to.name(), transition.reason.words());
-        let rate = transition.rate.to_string();
-        match &transition.model {
-            None => event!(
-                warn, "retreat", "limit": name, "from": from, "to": to, "reason": reason, "effective_rpm": rate,
-            ),
-            Some(model) => event!(
-                warn, "retreat", "limit": name, "model": model.as_str(), "from": from, "to": to, "reason": reason,
-                "effective_rpm": rate,
-            ),
-        }
+        event!(
+            warn,
+            "retreat",
+            "limit": name,
+            "model": transition.model.as_ref().map(ModelName::as_str),
+            "from": transition.from.name(),
+            "to": transition.to.name(),
+            "reason": transition.reason.words(),
+            "effective_rpm": transition.rate.to_string(),
+            "message": match transition.to {
+                Phase::Retreat => "nimgate lets fewer requests through, since the upstream refuses some; if this comes \
+                                   again and again, lower rate_rpm of the limit or find who else uses the key",
+                Phase::Recover => "nimgate raises the rate again step by step",
+                Phase::Normal => "nimgate is back at rate_rpm of the limit",
+            },
+        );
     }
 
-    fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot) {
+    fn rules_configured(&mut self, limit: LimitId, snapshot: &Snapshot, rules: &Rules) {
         self.remember(limit, &Entry::of_rules(snapshot, "a new configuration", host::wall_clock_s()));
+        let name = self.names.get(limit.0).map_or("", String::as_str);
+        event!(
+            info,
+            "rules_in_force",
+            "limit": name,
+            "epoch": snapshot.epoch,
+            "rules": Settings::from(rules),
+            "message": "in force on all workers, from the configuration",
+        );
     }
 
     fn shadowed(&mut self, limit: LimitId, priority: Priority, outcome: Outcome, _: Micros) {
         self.add(Key(Metric::Shadow, Some(limit.0), priority.name(), outcome.label()), 1);
     }
 
-    fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot) {
+    fn rules_adopted(&mut self, limit: LimitId, snapshot: &Snapshot, rules: &Rules) {
         self.remember(
             limit,
             &Entry::of_rules(snapshot, "an earlier configuration is in use again", host::wall_clock_s()),
@@ -428,6 +444,8 @@ impl Observer for Metrics {
             info,
             "configuration_reinstated",
             "limit": name,
+            "epoch": snapshot.epoch,
+            "rules": Settings::from(rules),
             "message": "requests arrive under an earlier configuration again, so its rules are in force",
         );
     }
@@ -443,8 +461,8 @@ impl Observer for Metrics {
             error,
             "ledger_corrupt",
             "limit": name,
-            "message": "the shared record could not be read and was begun anew with an empty bucket; \
-                        something else writes to keys that begin with nimgate/ in this vm_id",
+            "message": "the limit's shared record could not be read and was begun anew with an empty bucket; something \
+                        else writes to keys that begin with nimgate/ in this vm_id. Give nimgate a vm_id of its own",
         );
     }
 }

@@ -3,7 +3,7 @@
 use super::console::{Panel, Visit};
 use super::host::{self, Buffer};
 use super::http::Http;
-use super::logging::{self, event};
+use super::logging::{self, event, event_once};
 use super::stream::{BodyView, Plugin, Stream};
 use super::worker;
 use crate::config::{Config, KeySource};
@@ -32,13 +32,13 @@ impl Root {
         logging::set_level(config.log_level);
         if let Some(console) = config.console {
             self.panel = Some(Rc::new(Panel::new(console)));
-            event!(info, "console_configured", "version": env!("CARGO_PKG_VERSION"));
+            event_once!(info, "console_configured", "version": env!("CARGO_PKG_VERSION"));
             return Ok(());
         }
         let keys: Vec<Option<String>> = config.limits.iter().map(|limit| key(&limit.name, &limit.key)).collect();
         let context = self.id;
         let names: Vec<&str> = config.limits.iter().map(|limit| limit.name.as_str()).collect();
-        event!(info, "configured", "limits": names, "version": env!("CARGO_PKG_VERSION"));
+        event_once!(info, "configured", "limits": names, "version": env!("CARGO_PKG_VERSION"));
         self.plugin = worker::with(|worker| {
             worker.configure(config, |config, limits| Plugin {
                 context,
@@ -62,7 +62,7 @@ fn key(limit: &str, source: &KeySource) -> Option<String> {
             let value = host::environment(name).map(|value| value.trim().to_owned());
             let usable = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic()));
             if usable.is_none() {
-                event!(
+                event_once!(
                     warn,
                     "key_missing",
                     "limit": limit,
@@ -96,7 +96,8 @@ impl RootContext for Root {
                     error,
                     "configuration_refused",
                     "problem": problem,
-                    "message": "nimgate refuses this configuration; Envoy keeps the one it had",
+                    "message": "nimgate refuses this configuration, and Envoy keeps the one it had. Correct the field that \
+                                `problem` names and push it again; README.md lists all fields",
                 );
                 worker::with(|worker| worker.metrics.refused());
                 false

@@ -4,14 +4,14 @@
 //! a shared pointer, and not in the SDK's context.
 
 use super::host::{self, Map};
-use super::logging::event;
+use super::logging::host_refused;
 use crate::classify::{BodyReader, Reason};
 use crate::config::Config;
 use crate::ledger::{Origin, Rules};
 use crate::messages::Failed;
 use crate::models::{ModelKey, ModelName};
 use crate::outcome::Outcome;
-use crate::priority::Priority;
+use crate::priority::{Lane, Priority};
 use crate::units::{Instant, LimitId, Micros, RequestId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -178,46 +178,42 @@ impl Stream {
         }
         for (header, value) in set {
             if let Err(refused) = host::set_header(Map::Request, header, &value) {
-                event!(error, "host_refused", "call": "set request header", "header": header, "status": refused.0);
+                host_refused("set request header", Some(refused));
             }
         }
         self.note(Some(limit), Outcome::Forwarded, Some(waited));
         self.become_(State::Granted(Granted { limit, at: now, waited, answered: false }));
     }
 
-    /// Answers the request with the words for `outcome` and these headers. The stream's own context must be in effect.
-    pub fn refuse(
-        &self,
-        outcome: Outcome,
-        headers: &[(&'static str, String)],
-        reason: Option<Reason>,
-        rules: Option<&Rules>,
-        waited: Option<Micros>,
-    ) {
-        let limit = match *self.state.borrow() {
-            State::Waiting(limit) => Some(limit),
-            _ => None,
-        };
-        let Some(failure) = outcome.failure() else { return };
-        let body = failure.body(&self.message(limit, outcome, reason, rules));
+    /// Answers the request with the words for how it failed, and these headers. The stream's own context must be in
+    /// effect.
+    pub fn refuse(&self, failed: &Failed<'_>, headers: &[(&'static str, String)], waited: Option<Micros>) {
+        let Some(failure) = failed.outcome.failure() else { return };
+        let limit = self.waits_for();
+        let body = failure.body(&failed.message());
         let mut all = vec![("content-type", "application/json")];
         all.extend(headers.iter().map(|(name, value)| (*name, value.as_str())));
-        self.note(limit, outcome, waited);
+        self.note(limit, failed.outcome, waited);
         let details = format!("nimgate_{}", failure.code);
         if let Err(refused) = host::reply(failure.status, &details, &all, &body) {
-            event!(error, "host_refused", "call": "local reply", "status": refused.0);
+            host_refused("local reply", Some(refused));
         }
-        self.become_(State::Answered(limit, outcome));
+        self.become_(State::Answered(limit, failed.outcome));
     }
 
-    /// The sentence for a failure of this request. `rules` are those in force for its limit.
-    pub fn message(
-        &self,
-        limit: Option<usize>,
+    /// How this request failed: what its sentence is made of. `rules` are those in force for its limit, `lane` is where
+    /// its wait ran out.
+    pub fn failed<'a>(
+        &'a self,
         outcome: Outcome,
         reason: Option<Reason>,
-        rules: Option<&Rules>,
-    ) -> String {
-        Failed { outcome, limit: self.limit_name(limit), rules, priority: self.priority.get(), reason }.message()
+        lane: Option<Lane>,
+        rules: Option<&'a Rules>,
+    ) -> Failed<'a> {
+        let limit = match *self.state.borrow() {
+            State::Waiting(at) | State::Granted(Granted { limit: at, .. }) => Some(at),
+            _ => None,
+        };
+        Failed { outcome, limit: self.limit_name(limit), rules, priority: self.priority.get(), reason, lane }
     }
 }

@@ -12,7 +12,7 @@
 //! and the throw-away VM in which Envoy tries a configuration never have one, so they never count as workers.
 
 use super::host;
-use super::logging::event;
+use super::logging::{event, host_refused};
 use super::metrics::Metrics;
 use super::shared_data::{SharedData, next_number};
 use super::stream::{BodyView, Plugin, State, Stream};
@@ -93,7 +93,7 @@ impl Worker {
             .collect();
         let names = config.limits.iter().map(|limit| limit.name.as_str());
         if Registry::add(&mut SharedData, &names, now).is_err() {
-            event!(error, "host_refused", "call": "list limits");
+            host_refused("set shared data", None);
         }
         let plugin = Rc::new(make(config, limits));
         self.plugins.retain(|plugin| plugin.strong_count() > 0);
@@ -326,7 +326,7 @@ impl Worker {
             }
             Verdict::Reject(reason) => {
                 let _ = host::on_behalf_of(stream.id, current, || {
-                    stream.refuse(Outcome::Unreadable, &[], Some(reason), None, None);
+                    stream.refuse(&stream.failed(Outcome::Unreadable, Some(reason), None, None), &[], None);
                 });
                 false
             }
@@ -352,10 +352,10 @@ impl Worker {
                         if stream.id == current { Ok(()) } else { host::resume_request() }
                     });
                     if !matches!(resumed, Ok(Ok(()))) {
-                        event!(error, "host_refused", "call": "resume request");
+                        host_refused("resume request", None);
                     }
                 }
-                Action::Reply { request, outcome, retry_after_s, waited, snapshot } => {
+                Action::Reply { request, lane, outcome, retry_after_s, waited, snapshot } => {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
@@ -363,7 +363,8 @@ impl Worker {
                     let _ = host::on_behalf_of(stream.id, current, || {
                         let mut headers = told_headers(waited, snapshot.as_ref(), now);
                         headers.push(("retry-after", retry_after_s.to_string()));
-                        stream.refuse(outcome, &headers, None, rules.as_ref(), Some(waited));
+                        let failed = stream.failed(outcome, None, Some(lane), rules.as_ref());
+                        stream.refuse(&failed, &headers, Some(waited));
                     });
                 }
                 // A worker that can't be woken finds out by its own timer, a grace later.
@@ -391,7 +392,7 @@ impl Worker {
         };
         match host::on_behalf_of(self.home.first, current, || host::set_timer(period)) {
             Ok(Ok(())) => self.armed_for = next,
-            _ => event!(error, "host_refused", "call": "set timer"),
+            _ => host_refused("set timer", None),
         }
     }
 
