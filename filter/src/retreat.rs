@@ -297,8 +297,8 @@ pub const FORGET_WINDOWS: u64 = 240;
 /// The most windows between two tries to go faster.
 pub const PROBE_WINDOWS_MAX: u32 = 1_000;
 
-/// The default: one refused request in 120 at 25 a minute, and back at a raised limit within eight windows.
-pub const PROBE_WINDOWS_DEFAULT: u32 = 6;
+/// The default: one refused request in a hundred at 25 a minute, and back at a raised limit within eight windows.
+pub const PROBE_WINDOWS_DEFAULT: u32 = 5;
 
 #[cfg(test)]
 #[path = "retreat/tests.rs"]

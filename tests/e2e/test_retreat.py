@@ -51,7 +51,7 @@ def gate(request, dead_port):
         limit("beside"),
         limit("obeys"),
         limit("disabled", retreat={"enabled": False}),
-        limit("floored", window_s=WINDOW_S, retreat={"floor_rpm": 3000, "retry_after_max_s": CAP_S}),
+        limit("floored", window_s=WINDOW_S, retreat={"floor_rpm": 3000}),
         limit("obeys-503", retreat={"obey_503": True, "retry_after_max_s": CAP_S}),
         limit("models", window_s=WINDOW_S),
         one_token("own-429", low_priority_timeout_s=1, retreat={"retry_after_max_s": CAP_S}),
@@ -137,7 +137,7 @@ def test_503_with_retry_after_is_throttling_only_if_configured(gate: Gate):
 
 @pytest.mark.parametrize("status", ["429", "503"])
 def test_model_that_is_refused_alone_is_slowed_alone(gate: Gate, status: str):
-    """NVIDIA's 503 says that one model's workers are full, and some models' limits are far lower."""
+    """NVIDIA's 503 means that one model's workers are full; some models' limits are far lower."""
     weak, other = gate.model("models"), gate.model("models")
     for _ in range(4):
         refused = gate.client.chat(weak, headers={"x-fake-status": status})

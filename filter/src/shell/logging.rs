@@ -1,7 +1,8 @@
 //! The filter's own log: one JSON object per line, through Envoy's log.
 //!
 //! Lines are for events worth a line: start, configuration, changes of the retreat, trouble. None is written for each
-//! request, and nothing that a client or an upstream sent is ever in one. `docs/logs.md` lists them all.
+//! request, and nothing that a client or an upstream sent is ever in one,
+//! but the beginning of the name of a model that is slowed. `docs/logs.md` lists them all.
 
 use super::host::{self, Refused};
 use super::shared_data::SharedData;

@@ -26,7 +26,7 @@ fn hidden_limits_are_used_and_refusals_are_rare() {
     for scenario in ["bucket", "fixed window", "rolling window", "quick answers", "slow answers", "Retry-After"] {
         let figures = figures(scenario, 2, OURS);
         assert!(figures.goodput >= 0.97, "{scenario}: {figures:?}");
-        assert!(figures.refused <= 0.02 && figures.refused_later <= 0.0175, "{scenario}: {figures:?}");
+        assert!(figures.refused <= 0.02 && figures.refused_later <= 0.02, "{scenario}: {figures:?}");
     }
 }
 
