@@ -93,7 +93,7 @@ def test_storm_of_429s_cuts_the_rate_of_that_limit_only(gate: Gate):
     assert 1 <= effective_rpm(gate, "storm") < FAST_RPM
     assert state(gate, "beside") == NORMAL
     assert effective_rpm(gate, "beside") == FAST_RPM
-    line = gate.envoy.wait_for_log("retreat.*storm|storm.*retreat")
+    line = gate.envoy.wait_for_log('"limit":"storm".*"nimgate":"retreat"')
     assert "429" in line
     # It slows down; it does not stop.
     assert gate.client.chat(gate.model("storm")).status == 200
