@@ -37,6 +37,20 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl ConfigError {
+    /// Names of unknown fields and wrong values are the sender's words: no control characters, and no more than a line.
+    fn new(path: &str, problem: &str) -> Self {
+        let tidy = |text: &str| {
+            let shown = text.chars().take(SHOWN_MAX);
+            shown.map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+        };
+        Self { path: tidy(path), problem: tidy(problem) }
+    }
+}
+
+/// As much of a path or a problem as is shown.
+const SHOWN_MAX: usize = 400;
+
 /// What happens to a body that claims or looks to be JSON but can't be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnUnclassifiable {
@@ -346,7 +360,7 @@ const fn is_name_byte(byte: u8) -> bool {
 }
 
 fn wrong(path: &str, problem: &str) -> ConfigError {
-    ConfigError { path: path.to_owned(), problem: problem.to_owned() }
+    ConfigError::new(path, problem)
 }
 
 /// At most a line's worth of a value that a sentence quotes.

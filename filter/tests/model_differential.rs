@@ -5,41 +5,15 @@
 
 #![cfg(not(target_arch = "wasm32"))]
 
+use models::Models;
 use nimgate::classify::model::{DEPTH_MAX, MODEL_BYTES_MAX, Scanner, Unreadable};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-/// All values of top-level keys that are `model` in any letter case, as serde_json reads them.
-struct Models(Vec<Value>);
-
-impl<'de> Deserialize<'de> for Models {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Models;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Models, A::Error> {
-                let mut models = Vec::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if key.eq_ignore_ascii_case("model") {
-                        models.push(map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(Models(models))
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
-}
+#[path = "support/models.rs"]
+mod models;
 
 fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Result<u32, Unreadable>) {
     let mut scanner = Scanner::new();

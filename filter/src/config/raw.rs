@@ -227,7 +227,7 @@ pub fn document<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ConfigEr
     let mut document = serde_json::Deserializer::from_slice(json);
     let Object(value) = serde_path_to_error::deserialize(&mut document).map_err(|error| {
         let path = error.path().to_string();
-        ConfigError { path: if path == "." { String::new() } else { path }, problem: error.inner().to_string() }
+        ConfigError::new(if path == "." { "" } else { &path }, &error.inner().to_string())
     })?;
     document.end().map_err(|error| super::wrong("", &error.to_string()))?;
     Ok(value)

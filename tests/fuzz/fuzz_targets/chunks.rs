@@ -1,0 +1,4 @@
+//! `scripts/fuzz chunks`; what it checks stands in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nimgate_fuzz::chunks(data));
