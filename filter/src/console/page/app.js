@@ -114,7 +114,8 @@
 
   const history = (now) => {
     const entries = now.limits.flatMap((one) => one.history.map((entry) => ({ ...entry, limit: one.name })));
-    entries.sort((a, b) => b.at - a.at);
+    // The latest first, also among those of one second: sorting leaves these as they are.
+    entries.reverse().sort((a, b) => b.at - a.at);
     const list = document.getElementById("history");
     const made = entries.slice(0, 40).map((entry) => {
       const item = document.createElement("li"), time = document.createElement("time");
