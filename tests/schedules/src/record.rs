@@ -26,11 +26,10 @@ impl Form {
         let mut ledger = Ledger::new(rules(4), 0, at_ms(0));
         ledger.advance(at_ms(1));
         let (empty, time) = (ledger.encode(), at_ms(1).as_micros().to_le_bytes());
+        // The retreat's counts have the time too, behind the bucket.
         let mut places = (0..empty.len() - time.len()).map(|at| at..at + time.len());
-        let mut found = places.by_ref().filter(|at| empty[at.clone()] == time);
-        let (Some(updated_at), None) = (found.next(), found.next()) else {
-            panic!("the time of the last refill does not stand in the record once");
-        };
+        let updated_at =
+            places.find(|at| empty[at.clone()] == time).expect("the time of the last refill is in the record");
         let number = 0x1234_5678_u32;
         let mut queue = Queue::default();
         queue.push(RequestId(1), Lane::Queued(Priority::Normal), ModelKey::NONE, at_ms(1));
