@@ -25,7 +25,7 @@ ABI = {f"proxy_{name}" for name in ABI_NAMES.split()}
 WASI = {"clock_time_get", "environ_get", "environ_sizes_get"}
 
 # Every worker compiles the module; past this size something came in that does not belong.
-SIZE_MAX = 700_000
+SIZE_MAX = 750_000
 
 # With nothing dropped and no optimisation the core has some megabytes.
 CORE_SIZE_MIN = 1_000_000
