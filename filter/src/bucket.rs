@@ -187,6 +187,26 @@ mod tests {
         assert_eq!(bucket.updated_at, at(5_000_000));
         bucket.refill(FLOW, at(1_000_000));
         assert_eq!((bucket.level, bucket.updated_at), (0, at(1_000_000)));
+        // The largest step that is still waited out.
+        bucket.refill(FLOW, at(0));
+        assert_eq!(bucket.updated_at, at(1_000_000));
+    }
+
+    #[test]
+    fn each_token_is_there_since_it_came_or_the_one_before_went() {
+        let mut bucket = Bucket::with_tokens(0, at(0));
+        bucket.refill(FLOW, at(7_000_000));
+        assert!(bucket.is_ready());
+        assert_eq!(bucket.ready_since(), at(1_500_000));
+        for _ in 0..3 {
+            assert_eq!(bucket.take(FLOW), Ok(()));
+            assert_eq!(bucket.ready_since(), at(7_000_000));
+        }
+        bucket.refill(FLOW, at(8_000_000));
+        assert_eq!(bucket.take(FLOW), Ok(()));
+        assert!(!bucket.is_ready());
+        // None is left, so this one's time stays until the next comes.
+        assert_eq!(bucket.ready_since(), at(7_000_000));
     }
 
     #[test]
