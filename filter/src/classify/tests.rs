@@ -150,6 +150,7 @@ fn by_host_and_cluster_without_reading() {
         (b"Integrate.API.nvidia.com.:443", None, Verdict::Meter(0)),
         (b"[::1]:80", None, Verdict::Meter(0)),
         (b"nvidia.com.evil.org", None, Verdict::Pass),
+        (b"integrate.api.nvidia.com:x", None, Verdict::Pass),
         (b"a", Some(&b"nim"[..]), Verdict::Meter(1)),
         (b"a", Some(b"other"), Verdict::Pass),
     ] {
@@ -183,6 +184,51 @@ fn paths_narrow_and_can_not_be_dodged() {
     ] {
         let head = Head { path: path.as_bytes(), ..json_head() };
         assert_eq!(verdict(&config, &head, r#"{"model": "m"}"#), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_limit_without_paths_takes_all_of_them() {
+    let config = config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}, {"name": "rest"}]}"#);
+    let head = Head { path: b"/v1/embeddings", ..json_head() };
+    assert_eq!(verdict(&config, &head, r#"{"model": "nvidia/m"}"#), Verdict::Meter(1));
+}
+
+#[test]
+fn the_model_to_name_is_the_one_that_counted() {
+    let config = config("");
+    for (body, expected) in [
+        (r#"{"model": "nvidia/a"}"#, Some("nvidia/a")),
+        (r#"{"model": "gpt", "model": "nvidia/b", "model": "nvidia/c"}"#, Some("nvidia/b")),
+        (r#"{"model": "gpt", "model": "o1"}"#, Some("gpt")),
+        ("{}", None),
+    ] {
+        let AtHead::Read(mut reader) = at_head(&config, &json_head()) else { panic!("a body to read") };
+        reader.feed(&config, body.as_bytes());
+        assert_eq!(reader.model(), expected, "{body}");
+    }
+}
+
+#[test]
+fn what_is_nothing_or_someone_elses_passes_at_its_end_too() {
+    let config = config("");
+    assert_eq!(classify(&config, &json_head(), b"").0, Classified::certain(Verdict::Pass));
+    for body in ["a=b", "[1]"] {
+        let head = Head { content_type: None, ..json_head() };
+        let AtHead::Read(mut reader) = at_head(&config, &head) else { panic!("a body to read") };
+        reader.feed(&config, body.as_bytes());
+        assert_eq!(reader.finish(&config), Classified::certain(Verdict::Pass), "{body}");
+    }
+}
+
+#[test]
+fn each_reason_has_its_word() {
+    for (reason, word) in [
+        (Reason::Compressed, "compressed"),
+        (Reason::BodyHidden, "body_hidden"),
+        (Reason::Body(Unreadable::NotAnObject), Unreadable::NotAnObject.label()),
+    ] {
+        assert_eq!(reason.label(), word);
     }
 }
 
