@@ -63,6 +63,18 @@ pub enum OnUnclassifiable {
     Pass,
 }
 
+/// Where a request is held whose body must be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HoldAt {
+    /// At its headers, so that they can still be changed when the model is known. Envoy shows the body then only with
+    /// `allow_on_headers_stop_iteration`.
+    #[default]
+    Headers,
+    /// At its body, on every Envoy: the headers go on as they came, and a buffer filter behind this one must keep them from
+    /// the upstream until the body follows. What can only be set when the model is known can't be set at all.
+    Body,
+}
+
 /// How much the filter says in Envoy's log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum LogLevel {
@@ -122,6 +134,8 @@ pub struct Config {
     pub priority: PriorityConfig,
     /// What happens to unreadable bodies.
     pub on_unclassifiable: OnUnclassifiable,
+    /// Where requests are held whose body must be read.
+    pub hold_at: HoldAt,
     /// How much is logged.
     pub log_level: LogLevel,
 }
@@ -161,6 +175,7 @@ impl Config {
             }
             checked.push(limit);
         }
+        let hold_at = check_hold_at(raw.hold_at, &checked)?;
         Ok(Self {
             limits: checked,
             console,
@@ -170,6 +185,7 @@ impl Config {
                 Some(raw::OnUnclassifiable::Reject) => OnUnclassifiable::Reject,
                 Some(raw::OnUnclassifiable::Pass) => OnUnclassifiable::Pass,
             },
+            hold_at,
             log_level: match raw.log_level {
                 Some(raw::LogLevel::Trace) => LogLevel::Trace,
                 Some(raw::LogLevel::Debug) => LogLevel::Debug,
@@ -250,6 +266,26 @@ fn check_limit(raw: raw::Limit, path: &str) -> Result<LimitConfig, ConfigError> 
             shadow: matches!(raw.mode, Some(raw::Mode::Shadow)),
         },
     })
+}
+
+/// A key can't be put into headers that have gone on.
+fn check_hold_at(raw: Option<raw::HoldAt>, limits: &[LimitConfig]) -> Result<HoldAt, ConfigError> {
+    if raw != Some(raw::HoldAt::Body) {
+        return Ok(HoldAt::Headers);
+    }
+    let mut reads_bodies = false;
+    for (at, limit) in limits.iter().enumerate() {
+        reads_bodies = reads_bodies || !limit.models.is_empty();
+        if reads_bodies && limit.key != KeySource::Client {
+            return Err(wrong(
+                &format!("limits[{at}]"),
+                "can't have an upstream_api_key while hold_at is body, because the headers have gone on when the model is \
+                 known; let the route or the client set authorization, or match by hosts or clusters with models: [], \
+                 before all limits with models",
+            ));
+        }
+    }
+    Ok(HoldAt::Body)
 }
 
 /// The window by which the retreat measures time: the limit's own, or the minute in which rates are told.

@@ -14,6 +14,7 @@ pub struct Config {
     pub limits: Option<Vec<Limit>>,
     pub priority: Option<PriorityFields>,
     pub on_unclassifiable: Option<OnUnclassifiable>,
+    pub hold_at: Option<HoldAt>,
     pub console: Option<ConsoleFields>,
     pub log_level: Option<LogLevel>,
 }
@@ -102,6 +103,13 @@ pub enum OnUnclassifiable {
     Meter,
     Reject,
     Pass,
+}
+
+#[derive(serde::Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum HoldAt {
+    Headers,
+    Body,
 }
 
 #[derive(serde::Deserialize)]

@@ -25,6 +25,7 @@ fn nothing_means_all_defaults() {
         assert_eq!(limit.key, KeySource::Client);
         assert_eq!(config.priority.header, "x-priority");
         assert_eq!(config.on_unclassifiable, OnUnclassifiable::Meter);
+        assert_eq!(config.hold_at, HoldAt::Headers);
         assert_eq!(config.log_level, LogLevel::Info);
     }
 }
@@ -103,6 +104,16 @@ fn each_refusal_names_the_path() {
         (r#"{"priority": {"ceiling": "top"}}"#, "priority.ceiling: must be urgent, high, normal or low, got \"top\""),
         (r#"{"priority": {"header": "x-nimgate-p"}}"#, "priority.header: must not begin with x-nimgate-"),
         (r#"{"priority": {"header": "a b"}}"#, "priority.header: must be the name of an HTTP header"),
+        (r#"{"hold_at": "trailers"}"#, "hold_at: unknown variant"),
+        (
+            r#"{"hold_at": "body", "limits": [{"name": "n", "upstream_api_key": "k"}]}"#,
+            "limits[0]: can't have an upstream_api_key while hold_at is body",
+        ),
+        (
+            r#"{"hold_at": "body", "limits": [{"name": "n"},
+                {"name": "m", "models": [], "hosts": ["h"], "upstream_api_key_env": "K"}]}"#,
+            "limits[1]: can't have an upstream_api_key while hold_at is body",
+        ),
         (r#"{"on_unclassifiable": "maybe"}"#, "on_unclassifiable: unknown variant"),
         (r#"{"log_level": "info", "log_level": "debug"}"#, "duplicate field `log_level`"),
         ("[]", "expected an object"),
@@ -112,6 +123,17 @@ fn each_refusal_names_the_path() {
         let error = Config::parse(json.as_bytes()).unwrap_err().to_string();
         assert!(error.starts_with(sentence) || error.contains(sentence), "{json}: {error}");
     }
+}
+
+#[test]
+fn requests_held_at_the_body_keep_their_headers_so_keys_need_limits_that_read_none() {
+    let config = Config::parse(
+        br#"{"hold_at": "body", "limits": [{"name": "h", "models": [], "hosts": ["h"], "upstream_api_key": "k"},
+            {"name": "n"}]}"#,
+    )
+    .unwrap();
+    assert_eq!(config.hold_at, HoldAt::Body);
+    assert_eq!(Config::parse(br#"{"hold_at": "headers"}"#).unwrap().hold_at, HoldAt::Headers);
 }
 
 #[test]

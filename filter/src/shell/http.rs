@@ -6,6 +6,7 @@ use super::stream::{BodyView, Granted, State, Stream};
 use super::{headers, worker};
 use crate::attempts;
 use crate::classify::{self, AtHead, Head};
+use crate::config::HoldAt;
 use crate::ledger::Snapshot;
 use crate::messages::told_headers;
 use crate::outcome::Outcome;
@@ -88,6 +89,11 @@ impl Http {
             AtHead::Decided(classified) => {
                 let goes_on = worker::with(|worker| worker.settle(stream, classified, stream.id));
                 action(goes_on.unwrap_or(true))
+            }
+            AtHead::Read(reader) if config.hold_at == HoldAt::Body => {
+                stream.become_(State::Reading(reader, 0));
+                stream.headers_are_gone.set(true);
+                Action::Continue
             }
             AtHead::Read(mut reader) if stream.plugin.body_view.get() == BodyView::Hidden => {
                 let classified = reader.give_up(config);

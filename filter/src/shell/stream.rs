@@ -4,7 +4,7 @@
 //! a shared pointer, and not in the SDK's context.
 
 use super::host::{self, Map};
-use super::logging::host_refused;
+use super::logging::{event_once, host_refused};
 use crate::classify::{BodyReader, Reason};
 use crate::config::Config;
 use crate::ledger::{Origin, Rules};
@@ -87,6 +87,8 @@ pub struct Stream {
     pub model: RefCell<Option<String>>,
     /// Whether the client sent `authorization`.
     pub has_authorization: Cell<bool>,
+    /// Whether its headers have gone on to the next filter, so that they can't be changed any more.
+    pub headers_are_gone: Cell<bool>,
     /// Whether the access log knows limit and priority.
     is_noted: Cell<bool>,
 }
@@ -101,6 +103,7 @@ impl Stream {
             state: RefCell::new(State::New),
             model: RefCell::new(None),
             has_authorization: Cell::new(false),
+            headers_are_gone: Cell::new(false),
             is_noted: Cell::new(false),
         }
     }
@@ -163,12 +166,22 @@ impl Stream {
         }
     }
 
-    /// Prepares the request for the upstream of its limit. The stream's own context must be in effect, and its headers
-    /// still be held.
+    /// Prepares the request for the upstream of its limit. The stream's own context must be in effect.
     pub fn go(&self, waited: Micros, now: Instant) {
         let State::Waiting(limit) = *self.state.borrow() else {
             return;
         };
+        if self.headers_are_gone.get() {
+            warn_if_sent();
+        } else {
+            self.set_headers(limit);
+        }
+        self.note(Some(limit), Outcome::Forwarded, Some(waited));
+        self.become_(State::Granted(Granted { limit, at: now, waited, answered: false }));
+    }
+
+    /// Sets what the upstream of a limit, and the routes to it, are to see.
+    fn set_headers(&self, limit: usize) {
         let name = self.limit_name(Some(limit));
         let mut set = vec![("x-nimgate-limit", name.as_bytes().to_vec())];
         match self.plugin.keys.get(limit) {
@@ -181,8 +194,6 @@ impl Stream {
                 host_refused("set request header", Some(refused));
             }
         }
-        self.note(Some(limit), Outcome::Forwarded, Some(waited));
-        self.become_(State::Granted(Granted { limit, at: now, waited, answered: false }));
     }
 
     /// Answers the request with the words for how it failed, and these headers. The stream's own context must be in
@@ -216,4 +227,18 @@ impl Stream {
         };
         Failed { outcome, limit: self.limit_name(limit), rules, priority: self.priority.get(), reason, lane }
     }
+}
+
+/// Says so if the stream in effect, whose body alone was held, has a connection to its upstream already: nothing behind
+/// this filter kept its headers back.
+fn warn_if_sent() {
+    if host::property("upstream\0address").is_none_or(|address| address.is_empty()) {
+        return;
+    }
+    event_once!(
+        warn,
+        "headers_not_held",
+        "message": "hold_at is body, but the headers of a request went to the upstream while its body waited: nothing \
+                    behind nimgate holds them. Put envoy.filters.http.buffer between nimgate and the router",
+    );
 }

@@ -284,8 +284,8 @@ impl Worker {
                 "pause_ignored",
                 "message": "this Envoy shows no body while a request is held at its headers, so requests can't be \
                             classified by model; they follow on_unclassifiable. Set allow_on_headers_stop_iteration: \
-                            true in the Wasm plugin's configuration (Envoy 1.35 and later), or match by hosts or \
-                            clusters and set models: []",
+                            true in the Wasm plugin's configuration (Envoy 1.35 and later), or hold_at: body with \
+                            Envoy's buffer filter behind nimgate, or match by hosts or clusters and set models: []",
             );
             let mut given_up = Vec::new();
             self.watched.retain(|_, watched| {
