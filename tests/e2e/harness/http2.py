@@ -11,6 +11,8 @@ from .waiting import HANG_GUARD_S
 
 _FRAME_OF_ONE_BYTE = b"\x00\x00\x01\x00\x00"
 _SEND_AT_ONCE = 4096
+_FRAME_HEAD_BYTES = 9
+_GOAWAY = 7
 
 
 class Http2:
@@ -23,6 +25,7 @@ class Http2:
         )
         self._statuses: dict[int, int] = {}
         self._ended: set[int] = set()
+        self._received = b""
         self.is_closed = False
         self._state.initiate_connection()
         self._flush()
@@ -102,7 +105,7 @@ class Http2:
         if not data:
             self.is_closed = True
             return
-        for event in self._state.receive_data(data):
+        for event in self._state.receive_data(self._without_goaway(data)):
             if isinstance(event, h2.events.ResponseReceived):
                 headers = dict(event.headers)
                 self._statuses[event.stream_id] = int(headers[":status"])
@@ -111,6 +114,20 @@ class Http2:
             elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                 self._ended.add(event.stream_id)
         self._flush()
+
+    def _without_goaway(self, data: bytes) -> bytes:
+        """The whole frames received so far. An Envoy that drains says GOAWAY first and serves what
+        still comes; the library would take nothing more from that frame on."""
+        self._received += data
+        kept = b""
+        while len(self._received) >= _FRAME_HEAD_BYTES:
+            size = _FRAME_HEAD_BYTES + int.from_bytes(self._received[:3], "big")
+            if len(self._received) < size:
+                break
+            frame, self._received = self._received[:size], self._received[size:]
+            if frame[3] != _GOAWAY:
+                kept += frame
+        return kept
 
     def _flush(self) -> None:
         data = self._state.data_to_send()

@@ -188,8 +188,8 @@ def _listener(resources: list[Tree], context: str, filters: list[Tree]) -> Tree:
 
 
 def _route(http: Tree) -> Tree:
-    """One entry of a VirtualService, whose timeout and retries must not be Istio's defaults."""
-    unknown = http.keys() - {"name", "match", "route", "rewrite", "timeout", "retries"}
+    """One entry of a VirtualService. It has no timeout, and its retries must not be Istio's."""
+    unknown = http.keys() - {"name", "match", "route", "rewrite", "retries"}
     assert not unknown, f"not understood: {unknown}"
     assert http["retries"] == {"attempts": 0}
     (destination,) = http["route"]
@@ -198,7 +198,7 @@ def _route(http: Tree) -> Tree:
         match["headers"] = [
             {"name": name, "string_match": value} for name, value in condition["headers"].items()
         ]
-    action: Tree = {"cluster": _cluster_name(destination), "timeout": http["timeout"]}
+    action: Tree = {"cluster": _cluster_name(destination), "timeout": "0s"}
     if "rewrite" in http:
         action["host_rewrite_literal"] = http["rewrite"]["authority"]
     return {

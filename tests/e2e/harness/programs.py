@@ -8,7 +8,9 @@ check that did not run proves nothing.
 import atexit
 import functools
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -46,12 +48,21 @@ def wasm_module() -> Path:
 
 def envoy_binary() -> Path:
     installed = sorted(
-        REPOSITORY.glob(".tools/**/site-packages/envoy/_bin/envoy"),
+        REPOSITORY.glob(".tools/envoy/**/site-packages/envoy/_bin/envoy"),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )
     named = [Path(os.environ["ENVOY_PATH"])] if os.environ.get("ENVOY_PATH") else []
     return _find("NIMGATE_ENVOY", "an Envoy binary", named + installed, "run scripts/test")
+
+
+@functools.cache
+def envoy_version() -> tuple[int, int]:
+    """Major and minor version of the Envoy under test."""
+    said = subprocess.run([envoy_binary(), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"/(\d+)\.(\d+)\.\d+", said.stdout)
+    assert found, f"no version in {said.stdout!r}"
+    return int(found[1]), int(found[2])
 
 
 def fake_nvidia() -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from .programs import REPOSITORY, wasm_module
+from .programs import REPOSITORY, envoy_version, wasm_module
 
 Tree = dict[str, Any]
 Patch = Callable[[Tree], None]
@@ -29,6 +29,10 @@ FAKE_PORT = 10080
 
 WASM_TYPE = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"
 STRING_TYPE = "type.googleapis.com/google.protobuf.StringValue"
+
+# The first Envoy in which a filter that waits for a body goes by the route's
+# request_body_buffer_limit. Before it the listener's limit alone counts, as the README says.
+ROUTE_BUFFER_LIMIT_SINCE = (1, 37)
 
 
 @dataclass
@@ -129,6 +133,8 @@ def listeners(ports: Ports, options: Options) -> Tree:
                 plugin.pop("allow_on_headers_stop_iteration")
     else:
         remove_wasm_filters(tree)
+    if envoy_version() < ROUTE_BUFFER_LIMIT_SINCE:
+        raise_listeners_limit(tree)
     if not options.router_retries:
         for node in walk(tree):
             node.pop("retry_policy", None)
@@ -165,6 +171,12 @@ def remove_wasm_filters(tree: Tree) -> None:
                 for entry in node["http_filters"]
                 if entry.get("typed_config", {}).get("@type") != WASM_TYPE
             ]
+
+
+def raise_listeners_limit(tree: Tree) -> None:
+    """What the README tells users of such an Envoy to do."""
+    limits = [route.get("request_body_buffer_limit", 0) for route in all_routes(tree)]
+    data_listener(tree)["per_connection_buffer_limit_bytes"] = max(limits)
 
 
 # Patches for listeners.
