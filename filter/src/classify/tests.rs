@@ -189,7 +189,8 @@ fn paths_narrow_and_can_not_be_dodged() {
 
 #[test]
 fn a_limit_without_paths_takes_all_of_them() {
-    let config = config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}, {"name": "rest"}]}"#);
+    let config =
+        config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}, {"name": "rest"}]}"#);
     let head = Head { path: b"/v1/embeddings", ..json_head() };
     assert_eq!(verdict(&config, &head, r#"{"model": "nvidia/m"}"#), Verdict::Meter(1));
 }
