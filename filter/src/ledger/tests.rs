@@ -254,3 +254,87 @@ fn retries_count_in_the_window() {
     let turn = arrive(&mut ledger, A, &mut queue, 2, Priority::High, at(2_500));
     assert!(turn.granted.is_empty() && turn.look_again_at > Some(at(3_000)));
 }
+
+#[test]
+fn a_window_holds_what_the_rate_makes_of_it() {
+    let quota = |rpm, window| {
+        let retreat = RetreatRules { base: MilliRpm::from_rpm(rpm), ..RULES.retreat };
+        Rules { window: Micros::from_secs(window), retreat, ..RULES }.window_rules().quota
+    };
+    assert_eq!([quota(60, 60), quota(60, 3), quota(40, 2), quota(1, 1)], [60, 3, 1, 1]);
+}
+
+#[test]
+fn one_turn_serves_as_many_as_there_are_tokens() {
+    let mut ledger = Ledger::new(RULES, 0, at(0));
+    let mut queue = Queue::default();
+    for id in 1..=3 {
+        arrive(&mut ledger, A, &mut queue, id, Priority::Normal, at(0));
+    }
+    let turn = take_turn(&mut ledger, A, &mut queue, None, at(2_000));
+    assert_eq!(turn.granted.iter().map(|w| w.request.0).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn of_two_that_came_at_once_neither_waits_for_the_other() {
+    let mut ledger = Ledger::new(RULES, 0, at(0));
+    let (mut a, mut b) = (Queue::default(), Queue::default());
+    arrive(&mut ledger, A, &mut a, 1, Priority::Normal, at(0));
+    arrive(&mut ledger, B, &mut b, 1, Priority::Normal, at(0));
+    assert_eq!(take_turn(&mut ledger, A, &mut a, None, at(1_000)).granted.len(), 1);
+    assert_eq!(take_turn(&mut ledger, B, &mut b, None, at(2_000)).granted.len(), 1);
+}
+
+#[test]
+fn a_smaller_bound_refuses_none_that_waits_and_all_that_come() {
+    let mut queue = Queue::default();
+    let mut ledger = Ledger::new(RULES, 0, at(0));
+    for id in 1..=3 {
+        arrive(&mut ledger, A, &mut queue, id, Priority::Normal, at(0));
+    }
+    ledger.adopt(Rules { queue_max: 1, ..RULES }, at(0));
+    // It is served before all of them, so that the queue is too long does not matter to it.
+    let urgent = arrive(&mut ledger, A, &mut queue, 4, Priority::Urgent, at(1_000));
+    assert_eq!((urgent.granted.len(), urgent.place), (1, Place::Queued));
+    assert_eq!(ledger.board().totals().iter().sum::<u32>(), 3);
+    // One of them is served, which makes no room for this one.
+    let low = arrive(&mut ledger, A, &mut queue, 5, Priority::Low, at(2_000));
+    assert_eq!((low.granted.len(), low.place), (1, Place::Refused));
+    assert_eq!(ledger.board().totals().iter().sum::<u32>(), 2);
+}
+
+#[test]
+fn others_see_since_when_a_request_waits_outside_the_queue() {
+    let mut ledger = Ledger::new(Rules { queue_max: 2, may_fall_back: true, ..RULES }, 0, at(0));
+    let mut queue = Queue::default();
+    let lane = Lane::Fallback(Priority::High);
+    for (id, place) in [(1, Place::Queued), (2, Place::Queued), (3, Place::Fallback(lane)), (4, Place::Fallback(lane))] {
+        let turn = arrive(&mut ledger, A, &mut queue, id, Priority::High, at(u64::from(id)));
+        assert_eq!(turn.place, place);
+        if place != Place::Queued {
+            queue.shift(RequestId(id), lane);
+            let head = ledger.board().slots()[0].lanes[lane.index()];
+            assert_eq!((head.count, head.since), (id - 2, at(3)));
+        }
+    }
+}
+
+#[test]
+fn a_model_that_is_slowed_gets_one_at_a_time() {
+    let weak = (ModelKey::of("nvidia/weak"), ModelName::new("nvidia/weak"));
+    let mut ledger = Ledger::new(RULES, 0, at(0));
+    let full = Answer { granted_at: at(0), verdict: Verdict::WorkersFull, retry_after: None, model: weak };
+    ledger.answer(full, at(0));
+    assert_eq!(ledger.models().slowed().iter().map(|slowed| slowed.key).collect::<Vec<_>>(), [weak.0]);
+    let mut queue = Queue::default();
+    for id in 1..=2 {
+        queue.push(RequestId(id), Lane::Queued(Priority::Normal), weak.0, at(0));
+    }
+    queue.set_apart(core::iter::once(weak.0));
+    let mut served = Vec::new();
+    for second in 1..600 {
+        let turn = take_turn(&mut ledger, A, &mut queue, None, at(second * 1_000));
+        served.push(turn.granted.len());
+    }
+    assert_eq!((served.iter().max(), served.iter().sum::<usize>()), (Some(&1), 2));
+}
