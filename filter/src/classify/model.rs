@@ -23,14 +23,15 @@ mod report;
 mod scalar;
 mod start;
 mod string;
+mod string_end;
 
-use memchr::memchr2;
 pub use nesting::DEPTH_MAX;
 use nesting::{Bracket, Nesting};
 pub use report::{Found, Looks, Unreadable};
 use scalar::Scalar;
 use start::{Opening, Start, is_space};
 use string::{Escape, Key, Unit, Value};
+use string_end::{StringEnd, end_of_string};
 
 /// The longest `model` value that is read, in bytes after unescaping. Real ones have fewer than a hundred.
 pub const MODEL_BYTES_MAX: usize = 1_024;
@@ -111,7 +112,11 @@ impl Scanner {
                 At::InKey => (self.in_key(*byte), tail),
                 At::InModel => (self.in_model(*byte, on_model), tail),
                 _ if is_space(*byte) => (at, tail),
-                _ => (self.step(at, *byte), tail),
+                _ => match (self.step(at, *byte), tail) {
+                    // Most writers put a space behind each colon and comma.
+                    (next @ (At::Value | At::Key), [b' ', tail @ ..]) => (next, tail),
+                    (next, tail) => (next, tail),
+                },
             };
         }
         self.at = at;
@@ -269,30 +274,26 @@ impl Scanner {
     /// Goes to the end of a string whose content does not matter any more, and returns what is behind it.
     fn skip_string<'a>(&mut self, at: At, piece: &'a [u8]) -> (At, &'a [u8]) {
         let mut rest = piece;
-        loop {
-            if self.escape != Escape::None {
-                // One byte belongs to the backslash; the digits of `\u` are ordinary characters here.
-                let Some((_, tail)) = rest.split_first() else { return (at, rest) };
-                self.escape = Escape::None;
-                rest = tail;
-            }
-            match next_mark(rest).and_then(|found| rest.get(found..)).and_then(<[u8]>::split_first) {
-                None => return (at, &[]),
-                Some((b'\\', tail)) => match tail.split_first() {
-                    Some((_, tail)) => rest = tail,
-                    None => {
-                        self.escape = Escape::Begun;
-                        return (at, tail);
-                    }
-                },
-                Some((_, tail)) => {
-                    let next = match at {
-                        At::InKeyRest => self.end_key(),
-                        _ if self.excess > 0 => At::InDeep,
-                        _ => At::AfterValue,
-                    };
-                    return (next, tail);
+        if self.escape != Escape::None {
+            // One byte belongs to the backslash; the digits of `\u` are ordinary characters here.
+            let Some((_, tail)) = rest.split_first() else { return (at, rest) };
+            self.escape = Escape::None;
+            rest = tail;
+        }
+        match end_of_string(rest) {
+            StringEnd::Beyond { in_escape } => {
+                if in_escape {
+                    self.escape = Escape::Begun;
                 }
+                (at, &[])
+            }
+            StringEnd::Before(behind) => {
+                let next = match at {
+                    At::InKeyRest => self.end_key(),
+                    _ if self.excess > 0 => At::InDeep,
+                    _ => At::AfterValue,
+                };
+                (next, rest.get(behind..).unwrap_or_default())
             }
         }
     }
@@ -344,19 +345,6 @@ impl Scanner {
         At::Stopped
     }
 }
-
-/// Where the next quotation mark or backslash is.
-///
-/// In most strings it is near: names, short values, and text with its line ends escaped. There a plain loop is done
-/// before a vectorised search has begun.
-fn next_mark(bytes: &[u8]) -> Option<usize> {
-    let is_mark = |byte: &u8| matches!(byte, b'"' | b'\\');
-    let (near, far) = bytes.split_at_checked(NEAR).unwrap_or((bytes, &[]));
-    near.iter().position(is_mark).or_else(|| Some(memchr2(b'"', b'\\', far)?.saturating_add(NEAR)))
-}
-
-/// How far the plain loop goes.
-const NEAR: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -308,7 +308,8 @@ fn others_see_since_when_a_request_waits_outside_the_queue() {
     let mut ledger = Ledger::new(Rules { queue_max: 2, may_fall_back: true, ..RULES }, 0, at(0));
     let mut queue = Queue::default();
     let lane = Lane::Fallback(Priority::High);
-    for (id, place) in [(1, Place::Queued), (2, Place::Queued), (3, Place::Fallback(lane)), (4, Place::Fallback(lane))] {
+    for (id, place) in [(1, Place::Queued), (2, Place::Queued), (3, Place::Fallback(lane)), (4, Place::Fallback(lane))]
+    {
         let turn = arrive(&mut ledger, A, &mut queue, id, Priority::High, at(u64::from(id)));
         assert_eq!(turn.place, place);
         if place != Place::Queued {
