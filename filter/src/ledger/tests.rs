@@ -8,6 +8,9 @@ use crate::priority::Priority;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
+#[path = "slowed_tests.rs"]
+mod slowed;
+
 const RULES: Rules = Rules {
     capacity: 2,
     queue_max: 3,
@@ -49,6 +52,7 @@ fn take_turn(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, arrival: 
     if let (Some(arrival), Place::Refused) = (arrival, turn.place) {
         queue.remove(arrival.request);
     }
+    assert_ne!(turn.wake, Some(worker), "it is awake");
     assert_eq!(Ledger::decode(&ledger.encode()).as_ref(), Some(&*ledger), "the record reads as it was written");
     turn
 }
@@ -72,6 +76,9 @@ fn the_best_request_of_all_workers_is_served_first() {
     assert_eq!(low.look_again_at, Some(at(1_000)));
     let urgent = arrive(&mut ledger, B, &mut b, 2, Priority::Urgent, at(10));
     assert_eq!(urgent.look_again_at, Some(at(1_000)), "the best looks when the token is there");
+    assert_eq!(ledger.due_worker(), Some(B));
+    let early = take_turn(&mut ledger, A, &mut a, None, at(20));
+    assert_eq!(early.look_again_at, Some(at(1_000).after(GRACE)), "the others a grace later");
 
     let too_early = take_turn(&mut ledger, A, &mut a, None, at(1_000));
     assert_eq!((too_early.granted.len(), too_early.wake), (0, Some(B)), "not its turn, but it wakes whose turn it is");
@@ -318,24 +325,4 @@ fn others_see_since_when_a_request_waits_outside_the_queue() {
             assert_eq!((head.count, head.since), (id - 2, at(3)));
         }
     }
-}
-
-#[test]
-fn a_model_that_is_slowed_gets_one_at_a_time() {
-    let weak = (ModelKey::of("nvidia/weak"), ModelName::new("nvidia/weak"));
-    let mut ledger = Ledger::new(RULES, 0, at(0));
-    let full = Answer { granted_at: at(0), verdict: Verdict::WorkersFull, retry_after: None, model: weak };
-    ledger.answer(full, at(0));
-    assert_eq!(ledger.models().slowed().iter().map(|slowed| slowed.key).collect::<Vec<_>>(), [weak.0]);
-    let mut queue = Queue::default();
-    for id in 1..=2 {
-        queue.push(RequestId(id), Lane::Queued(Priority::Normal), weak.0, at(0));
-    }
-    queue.set_apart(core::iter::once(weak.0));
-    let mut served = Vec::new();
-    for second in 1..600 {
-        let turn = take_turn(&mut ledger, A, &mut queue, None, at(second * 1_000));
-        served.push(turn.granted.len());
-    }
-    assert_eq!((served.iter().max(), served.iter().sum::<usize>()), (Some(&1), 2));
 }

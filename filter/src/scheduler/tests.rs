@@ -8,6 +8,9 @@ use crate::units::MilliRpm;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
+#[path = "told_tests.rs"]
+mod told;
+
 const A: WorkerId = WorkerId(1);
 const B: WorkerId = WorkerId(2);
 

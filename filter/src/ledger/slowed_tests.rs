@@ -1,0 +1,69 @@
+//! The grant rule where a model is slowed by itself.
+
+use super::*;
+
+fn weak() -> (ModelKey, ModelName) {
+    (ModelKey::of("nvidia/weak"), ModelName::new("nvidia/weak"))
+}
+
+/// A ledger with `tokens` in the bucket, on which one model is slowed, and when that model's turn is.
+fn with_slowed(tokens: u32) -> (Ledger, Instant) {
+    let mut ledger = Ledger::new(RULES, tokens, at(0));
+    let full = Answer { granted_at: at(0), verdict: Verdict::WorkersFull, retry_after: None, model: weak() };
+    ledger.answer(full, at(0));
+    assert_eq!(ledger.models().slowed().iter().map(|slowed| slowed.key).collect::<Vec<_>>(), [weak().0]);
+    let opens = ledger.models().open_at(weak().0);
+    assert!(opens > at(1_000), "later than the next token");
+    (ledger, opens)
+}
+
+/// A queue with requests for these models, in this order, as a worker has it that knows which are slowed.
+fn queue_of(models: &[ModelKey]) -> Queue {
+    let mut queue = Queue::default();
+    for (id, model) in (1..).zip(models) {
+        queue.push(RequestId(id), Lane::Queued(Priority::Normal), *model, at(0));
+    }
+    queue.set_apart(core::iter::once(weak().0));
+    queue
+}
+
+#[test]
+fn its_requests_go_one_at_a_time_each_when_its_turn_is() {
+    let (mut ledger, opens) = with_slowed(2);
+    let mut queue = queue_of(&[weak().0, weak().0]);
+    let before = take_turn(&mut ledger, A, &mut queue, None, at(0));
+    assert_eq!((before.granted.len(), before.look_again_at), (0, Some(opens)), "tokens are there, its turn is not");
+    let first = take_turn(&mut ledger, A, &mut queue, None, opens);
+    assert_eq!(first.granted.len(), 1, "of two tokens one, since its next turn is later");
+    let next = ledger.models().open_at(weak().0);
+    assert!(next > opens);
+    assert_eq!(first.look_again_at, Some(next));
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, next).granted.len(), 1);
+}
+
+#[test]
+fn others_go_past_it() {
+    let (mut ledger, opens) = with_slowed(0);
+    let other = ModelKey::of("nvidia/other");
+    let mut queue = queue_of(&[weak().0, other, other]);
+    let before = take_turn(&mut ledger, A, &mut queue, None, at(0));
+    assert_eq!((before.granted.len(), before.look_again_at), (0, Some(at(1_000))), "the next token is for the others");
+    let turn = take_turn(&mut ledger, A, &mut queue, None, at(2_000));
+    assert_eq!(turn.granted.iter().map(|waiting| waiting.request.0).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(turn.look_again_at, Some(opens));
+}
+
+#[test]
+fn when_its_turn_is_there_it_waits_for_a_token_like_the_others() {
+    let (mut ledger, opens) = with_slowed(0);
+    ledger.advance(opens);
+    while ledger.bucket().is_ready() {
+        ledger.charge(1);
+    }
+    let mut queue = queue_of(&[weak().0]);
+    let turn = take_turn(&mut ledger, A, &mut queue, None, opens);
+    assert!(turn.granted.is_empty());
+    let token_at = turn.look_again_at.unwrap();
+    assert!(token_at > opens, "nothing is to be done before");
+    assert_eq!(take_turn(&mut ledger, A, &mut queue, None, token_at).granted.len(), 1);
+}
