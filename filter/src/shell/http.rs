@@ -135,10 +135,16 @@ impl Http {
                 *seen = size;
                 reader.feed(&stream.plugin.config, &piece)
             }
-            State::Waiting(_) | State::Answered(..) => return Action::Pause,
-            State::New | State::Passed | State::Granted(_) | State::Over => {
-                return Action::Continue;
+            State::Waiting(_) => {
+                stream.keeps_body.set(!ends_here);
+                return Action::Pause;
             }
+            State::Granted(_) if stream.keeps_body.get() => {
+                stream.keeps_body.set(!ends_here);
+                return action(ends_here);
+            }
+            State::Answered(..) => return Action::Pause,
+            State::New | State::Passed | State::Granted(_) | State::Over => return Action::Continue,
         };
         if passes {
             stream.become_(State::Passed);
@@ -157,8 +163,11 @@ impl Http {
                 }
                 classified
             }
-            State::Waiting(_) | State::Answered(..) => return Action::Pause,
-            _ => return Action::Continue,
+            State::Answered(..) => return Action::Pause,
+            state => {
+                stream.keeps_body.set(false);
+                return action(!matches!(state, State::Waiting(_)));
+            }
         };
         let goes_on = worker::with(|worker| worker.settle(stream, classified, stream.id));
         action(goes_on.unwrap_or(true))

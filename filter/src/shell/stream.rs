@@ -89,6 +89,10 @@ pub struct Stream {
     pub has_authorization: Cell<bool>,
     /// Whether its headers have gone on to the next filter, so that they can't be changed any more.
     pub headers_are_gone: Cell<bool>,
+    /// Whether Envoy keeps a piece of its body that is not its last, since its token had not come then. Such a request goes
+    /// on with the end of its body and not before: resumed in between, Envoys before the fix of envoy#46841 lose the next
+    /// piece.
+    pub keeps_body: Cell<bool>,
     /// Whether the access log knows limit and priority.
     is_noted: Cell<bool>,
 }
@@ -104,6 +108,7 @@ impl Stream {
             model: RefCell::new(None),
             has_authorization: Cell::new(false),
             headers_are_gone: Cell::new(false),
+            keeps_body: Cell::new(false),
             is_noted: Cell::new(false),
         }
     }

@@ -338,7 +338,7 @@ impl Worker {
     }
 
     /// Carries out what the core decided. A stream in one of whose callbacks this happens is not resumed here: its
-    /// callback lets it go on.
+    /// callback lets it go on. Nor is one whose body is kept: it goes on when the body ends.
     fn carry_out(&mut self, actions: impl IntoIterator<Item = Action>, current: u32) {
         let now = host::now();
         for action in actions {
@@ -349,7 +349,7 @@ impl Worker {
                     };
                     let resumed = host::on_behalf_of(stream.id, current, || {
                         stream.go(waited, now);
-                        if stream.id == current { Ok(()) } else { host::resume_request() }
+                        if stream.id == current || stream.keeps_body.get() { Ok(()) } else { host::resume_request() }
                     });
                     if !matches!(resumed, Ok(Ok(()))) {
                         host_refused("resume request", None);

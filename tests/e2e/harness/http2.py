@@ -63,6 +63,13 @@ class Http2:
         self._flush()
         return stream
 
+    def send_piece(self, stream: int, data: bytes, is_last: bool = False) -> None:
+        """Sends one frame of a body that follows."""
+        while self._window(stream) < len(data):
+            self._receive()
+        self._state.send_data(stream, data, end_stream=is_last)
+        self._flush()
+
     def send_trailers(self, stream: int) -> None:
         self._state.send_headers(stream, [("x-trailer", "1")], end_stream=True)
         self._flush()
