@@ -1,6 +1,8 @@
 //! The grant rule where a model is slowed by itself.
 
 use super::*;
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
 
 fn weak() -> (ModelKey, ModelName) {
     (ModelKey::of("nvidia/weak"), ModelName::new("nvidia/weak"))

@@ -3,6 +3,8 @@
 use super::*;
 use crate::models::ModelName;
 use crate::pace::Verdict;
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
 
 /// Counts what it is told.
 #[derive(Default)]
