@@ -16,6 +16,9 @@ die() {
   exit 1
 }
 
+# The version that is being worked on, or that was released with this commit.
+project_version() { sed -n 's/^version = "\(.*\)"$/\1/p' filter/Cargo.toml; }
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # Installs Debian packages, as root or through sudo without a password.
@@ -32,4 +35,24 @@ apt_install() {
     die "apt-get update failed; is the package registry reachable?"
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >&2 ||
     die "apt-get install $* failed; its own words are above"
+}
+
+# Unpacks Debian packages into a directory, so that nothing is installed and no service is started: apt_unpack PLACE
+# PACKAGE... Needs no root where the lists of packages are there.
+apt_unpack() {
+  local place=$1
+  shift
+  have apt-get && have dpkg-deb || die "$* must be had, and this system has no apt-get to get them with; install them by hand"
+  say "getting Debian's $* into ${place#"$root"/}"
+  rm -rf "$place"
+  mkdir -p "$place"
+  # The lists of packages may be missing or old; only root can renew them.
+  (cd "$place" && apt-get download -qq "$@") >&2 ||
+    { [ "$(id -u)" = 0 ] && apt-get update -qq >&2 && (cd "$place" && apt-get download -qq "$@") >&2; } ||
+    die "apt-get download $* failed; its own words are above. Is the package registry reachable? Run: apt-get update"
+  local package
+  for package in "$place"/*.deb; do
+    dpkg-deb -x "$package" "$place" || die "$package could not be unpacked"
+    rm -f "$package"
+  done
 }

@@ -11,16 +11,6 @@ find_prometheus() {
   local place=$tools/prometheus
   prometheus=$place/usr/bin/prometheus promtool=$place/usr/bin/promtool
   ! { "$prometheus" --version && "$promtool" --version; } >/dev/null 2>&1 || return 0
-  have apt-get && have dpkg-deb ||
-    die "prometheus and promtool are needed to check envoy/prometheus and envoy/grafana, and this system has no apt-get to get them with; install them by hand"
-  say "getting Debian's package prometheus into .tools/prometheus"
-  rm -rf "$place"
-  mkdir -p "$place"
-  # The lists of packages may be missing or old; only root can renew them.
-  (cd "$place" && apt-get download -qq prometheus) >&2 ||
-    { [ "$(id -u)" = 0 ] && apt-get update -qq >&2 && (cd "$place" && apt-get download -qq prometheus) >&2; } ||
-    die "apt-get download prometheus failed; its own words are above. Is the package registry reachable? Run: apt-get update"
-  dpkg-deb -x "$place"/prometheus_*.deb "$place" || die "the package prometheus could not be unpacked"
-  rm -f "$place"/prometheus_*.deb
+  apt_unpack "$place" prometheus
   "$promtool" --version >/dev/null 2>&1 || die "the package prometheus brought no promtool that runs here"
 }

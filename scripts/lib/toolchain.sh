@@ -87,10 +87,18 @@ debian_source() {
   printf '%s/lib/rustlib/src/rust/library' "$(/usr/bin/rustc --print sysroot 2>/dev/null)"
 }
 
-# Builds the filter.
+# Builds the filter. Where sources lie must make no difference to its bytes, so panic messages name them without that.
 build_filter() {
   find_wasm_toolchain
-  "${wasm_cargo[@]}" build --locked --release -p nimgate --target $wasm_target "${wasm_cargo_flags[@]}" >&2 ||
+  # So that the directories named below are there.
+  "${wasm_cargo[@]}" fetch --locked --target $wasm_target >&2 || die "crates can't be fetched; cargo's words are above"
+  local flags directory
+  flags="\"--remap-path-prefix=$root=nimgate\""
+  for directory in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
+    flags+=", \"--remap-path-prefix=$directory=crates\""
+  done
+  "${wasm_cargo[@]}" build --locked --release -p nimgate --target $wasm_target "${wasm_cargo_flags[@]}" \
+    --config "target.$wasm_target.rustflags=[$flags]" >&2 ||
     die "the filter does not build; the compiler's words are above"
 }
 
