@@ -228,6 +228,8 @@ mod tests {
         assert_eq!(opens(6), at(75_250));
         assert_eq!(opens(10), at(75_250));
         assert_eq!(opens(11), at(10_000 + 65_250));
+        // Those that have left just now make room only once.
+        assert_eq!(guard.opens_at(RULES, at(65_250), 6), at(75_250));
     }
 
     #[test]
@@ -260,6 +262,11 @@ mod tests {
         let mut guard = guard_with(&[(0, 4), (40_000, 6)]);
         guard.advance(RULES, at(39_000));
         assert_eq!(guard.room(RULES, at(39_000)), 0);
+        // Two sub-windows are waited out, more are not: all that was granted then counts from the new time on.
+        guard.advance(RULES, at(38_000));
+        assert_eq!(guard.opens_at(RULES, at(38_000), 1), at(65_250));
+        guard.advance(RULES, at(37_000));
+        assert_eq!(guard.opens_at(RULES, at(37_000), 1), at(37_000 + 65_250));
         guard.advance(RULES, at(0));
         assert_eq!(guard.room(RULES, at(64_000)), 0);
         guard.advance(RULES, at(65_250));

@@ -91,3 +91,39 @@ fn an_answer_is_told_with_its_retries_and_what_it_does_to_the_pace() {
     assert_eq!(told.retreats.len(), 1);
     assert_eq!(scheduler.answer(LimitId(9), served, 0, at(1), &mut store, &mut told), (None, None));
 }
+
+#[test]
+fn a_new_pace_wakes_whose_turn_is_next_and_is_told_once() {
+    let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
+    let (mut store, mut told) = (MemoryStore::default(), Told::default());
+    let limit = a.configure("nvidia", rules(60, 1), at(0), &mut store, &mut told);
+    b.configure("nvidia", rules(60, 1), at(0), &mut store, &mut told);
+    let from = origin(rules(60, 1));
+    for id in 1..=2 {
+        let request = RequestId(id);
+        a.arrive(limit, request, Priority::High, ModelKey::NONE, &from, A, at(0), &mut store, &mut told);
+    }
+    let model = (ModelKey::NONE, ModelName::NONE);
+    let served = Answer { granted_at: at(0), verdict: Verdict::Served, retry_after: None, model };
+    assert_eq!(b.answer(limit, served, 0, at(1), &mut store, &mut told).1, None);
+    let refused = Answer { verdict: Verdict::Throttled, ..served };
+    let (snapshot, wake) = b.answer(limit, refused, 0, at(2), &mut store, &mut told);
+    assert_eq!((wake, told.retreats.len()), (Some(Action::Wake(A)), 1));
+    let due = snapshot.and_then(|snapshot| snapshot.retreat_due_at).expect("it does not stay so for ever");
+    for _ in 0..2 {
+        b.look(limit, due, &mut store, &mut told);
+        assert_eq!(told.retreats.len(), 2, "one step, told and written by who saw it first");
+    }
+}
+
+#[test]
+fn clients_that_are_refused_together_do_not_come_back_together() {
+    for (wait, longest) in [(0, 2), (1, 2), (10, 12), (100, 111), (300, 300), (10_000, 300)] {
+        let told = |request| retry_after_s(Micros::from_secs(wait), RequestId(request), at(5));
+        let mut seconds: Vec<u64> = (0..200).map(told).collect();
+        seconds.sort_unstable();
+        seconds.dedup();
+        let shortest = wait.clamp(1, 300);
+        assert_eq!(seconds, (shortest..=longest).collect::<Vec<_>>(), "after a wait of {wait} s");
+    }
+}
