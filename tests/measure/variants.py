@@ -4,6 +4,7 @@ The access log is off in all of them, since it would cost all the same and make 
 The upstream is one more Envoy that reads the whole body and answers by itself.
 """
 
+import json
 import os
 from typing import Any
 
@@ -16,6 +17,15 @@ Tree = dict[str, Any]
 # How much of a body may be held, everywhere.
 MAX_BODY = 16 << 20
 TYPES = "type.googleapis.com/envoy.extensions.filters.http"
+# What the upstream says to everyone.
+ANSWER = {
+    "id": "chatcmpl-bench",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "bench",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
 NAMES = ("plain", "buffer", "noop", "nimgate", "json_to_metadata")
 
 
@@ -92,9 +102,13 @@ def limited_by_model(tree: Tree) -> None:
 def answering(tree: Tree) -> None:
     """Makes an upstream of a listener: the answer comes when the whole body has been read."""
     before_router(buffer())(tree)
-    body = {"inline_string": '{"object":"chat.completion","choices":[]}'}
+    answer = {"status": 200, "body": {"inline_string": json.dumps(ANSWER)}}
+    header = {"key": "content-type", "value": "application/json"}
+    added = {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
     for host in virtual_hosts(tree):
-        host["routes"] = [{"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": body}}]
+        host["routes"] = [
+            {"match": {"prefix": "/"}, "direct_response": answer, "response_headers_to_add": [added]},
+        ]
 
 
 def upstream() -> Envoy:

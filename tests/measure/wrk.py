@@ -41,7 +41,7 @@ def chat(model: str, size: int, model_first: bool) -> bytes:
             {"role": ("user", "assistant")[turn % 2], "content": text[: share + (rest if turn == 0 else 0)]}
             for turn in range(turns)
         ]
-        settings = {"messages": messages, "temperature": 0.2, "max_tokens": 1024, "stream": True}
+        settings = {"messages": messages, "temperature": 0.2, "max_tokens": 1024}
         request = {"model": model, **settings} if model_first else {**settings, "model": model}
         return json.dumps(request).encode()
 

@@ -222,6 +222,11 @@ class Envoy:
     def requests_total(self, limit: str, **labels: str) -> int:
         return self.metric("nimgate_requests_total", limit=limit, **labels)
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """CPU time that the process has used so far; unlike elapsed time, load does not move it."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()

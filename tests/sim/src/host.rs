@@ -5,8 +5,9 @@ mod streams;
 
 use crate::checks::Commit;
 use crate::world::World;
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use wasmtime::{Caller, Engine, Linker, Memory, Module, Result, TypedFunc};
+use wasmtime::{Caller, Engine, Extern, ExternType, Linker, Memory, Module, Result, TypedFunc};
 
 pub(crate) const OK: u32 = 0;
 pub(crate) const NOT_FOUND: u32 = 1;
@@ -53,6 +54,8 @@ pub struct Host {
     pub memory: Option<Memory>,
     pub malloc: Option<TypedFunc<u32, u32>>,
     pub frame: Frame,
+    /// How often the module has made each host call, where they are counted.
+    pub calls: BTreeMap<String, u32>,
 }
 
 pub(crate) type Call<'a> = Caller<'a, Host>;
@@ -120,6 +123,22 @@ pub fn linker(engine: &Engine, module: &Module) -> Result<Linker<Host>> {
     others(&mut linker)?;
     linker.define_unknown_imports_as_traps(module)?;
     Ok(linker)
+}
+
+/// The same, but each call is counted first.
+pub fn counting_linker(engine: &Engine, module: &Module) -> Result<Linker<Host>> {
+    let plain = linker(engine, module)?;
+    let mut counting = Linker::<Host>::new(engine);
+    for import in module.imports() {
+        let ExternType::Func(kind) = import.ty() else { continue };
+        let (plain, space, name) = (plain.clone(), import.module().to_owned(), import.name().to_owned());
+        counting.func_new(import.module(), import.name(), kind, move |mut call, given, answers| {
+            *call.data_mut().calls.entry(name.clone()).or_default() += 1;
+            let function = plain.get(&mut call, &space, &name).ok().and_then(Extern::into_func);
+            function.expect("the plain linker has all imports").call(&mut call, given, answers)
+        })?;
+    }
+    Ok(counting)
 }
 
 fn others(linker: &mut Linker<Host>) -> Result<()> {

@@ -23,17 +23,7 @@ pub struct Report {
 
 /// Runs a plan to its end or to the first broken invariant.
 pub fn run(machine: &Rc<Machine>, plan: Plan, mutant: Option<Mutant>, verbose: bool) -> Report {
-    let workers = plan.workers;
-    let world = Rc::new(World {
-        machine: Rc::clone(machine),
-        state: RefCell::new(begin(plan, mutant, verbose)),
-        vms: (0..workers + 2).map(|_| RefCell::new(None)).collect(),
-    });
-    let first = world.state.borrow().plan.settings;
-    world.reload(first);
-    for vm in 0..=workers {
-        world.start(vm);
-    }
+    let world = process(machine, plan, mutant, verbose);
     world.schedule();
     while world.state.borrow().checks.first.is_none() && world.step() {}
     if world.state.borrow().checks.first.is_none() {
@@ -57,6 +47,22 @@ pub fn run(machine: &Rc<Machine>, plan: Plan, mutant: Option<Mutant>, verbose: b
         ends,
         worst_idle: state.checks.worst_idle,
     }
+}
+
+/// A process whose workers have started and in which nothing happens yet.
+pub fn process(machine: &Rc<Machine>, plan: Plan, mutant: Option<Mutant>, verbose: bool) -> Rc<World> {
+    let workers = plan.workers;
+    let world = Rc::new(World {
+        machine: Rc::clone(machine),
+        state: RefCell::new(begin(plan, mutant, verbose)),
+        vms: (0..workers + 2).map(|_| RefCell::new(None)).collect(),
+    });
+    let first = world.state.borrow().plan.settings;
+    world.reload(first);
+    for vm in 0..=workers {
+        world.start(vm);
+    }
+    world
 }
 
 fn begin(plan: Plan, mutant: Option<Mutant>, verbose: bool) -> State {
@@ -159,7 +165,7 @@ impl World {
     }
 
     /// Lets the next thing happen; says whether there was one.
-    fn step(self: &Rc<Self>) -> bool {
+    pub fn step(self: &Rc<Self>) -> bool {
         let event = {
             let mut state = self.state.borrow_mut();
             let Some(((time, ..), event)) = state.due.pop_first() else { return false };

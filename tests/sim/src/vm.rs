@@ -1,9 +1,12 @@
 //! One Wasm VM: the module in a store of its own, and the callbacks that Envoy would make.
 
-use crate::host::{Deferred, Frame, Host, linker};
+use crate::host::{Deferred, Frame, Host, counting_linker, linker};
 use crate::world::World;
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use wasmtime::{Config, Engine, Instance, InstancePre, Module, OptLevel, Result, Store, WasmParams, WasmResults};
+use wasmtime::{
+    Config, Engine, Instance, InstancePre, Linker, Module, OptLevel, Result, Store, WasmParams, WasmResults,
+};
 
 /// The module, compiled once for all VMs of all runs.
 pub struct Machine {
@@ -17,6 +20,18 @@ impl Machine {
     /// # Errors
     /// When it is no module, or imports what can't be linked.
     pub fn new(wasm: &[u8]) -> Result<Self> {
+        Self::with(wasm, linker)
+    }
+
+    /// The same, with VMs that count their host calls.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn counting(wasm: &[u8]) -> Result<Self> {
+        Self::with(wasm, counting_linker)
+    }
+
+    fn with(wasm: &[u8], linker: impl FnOnce(&Engine, &Module) -> Result<Linker<Host>>) -> Result<Self> {
         let mut config = Config::new();
         config.cranelift_opt_level(OptLevel::Speed);
         let engine = Engine::new(&config)?;
@@ -35,7 +50,14 @@ pub struct Vm {
 impl Vm {
     /// A new VM in the place `vm`.
     pub fn new(machine: &Machine, world: &Rc<World>, vm: usize) -> Result<Self> {
-        let host = Host { world: Rc::clone(world), vm, memory: None, malloc: None, frame: Frame::default() };
+        let host = Host {
+            world: Rc::clone(world),
+            vm,
+            memory: None,
+            malloc: None,
+            frame: Frame::default(),
+            calls: BTreeMap::new(),
+        };
         let mut store = Store::new(&machine.engine, host);
         let instance = machine.pre.instantiate(&mut store)?;
         let memory = instance.get_memory(&mut store, "memory");
@@ -64,6 +86,11 @@ impl Vm {
     /// The running or last callback.
     pub fn frame(&self) -> &Frame {
         &self.store.data().frame
+    }
+
+    /// The host calls since the last time that this was asked, if they are counted.
+    pub fn host_calls(&mut self) -> BTreeMap<String, u32> {
+        std::mem::take(&mut self.store.data_mut().calls)
     }
 
     /// What the last callback asked for.
