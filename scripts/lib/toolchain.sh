@@ -110,7 +110,7 @@ find_wasm_test_runner() {
   version=$(sed -n '/^name = "wasm-bindgen"$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
   [ -n "$version" ] || die "Cargo.lock names no version of wasm-bindgen"
   wasm_test_runner=$tools/bin/wasm-bindgen-test-runner
-  if ! "$wasm_test_runner" --version 2>/dev/null | grep -qF " $version"; then
+  if [[ $("$wasm_test_runner" --version 2>/dev/null) != *" $version"* ]]; then
     say "installing wasm-bindgen-cli $version into .tools (some minutes, once)"
     CARGO_TARGET_DIR=$tools/build cargo install -q wasm-bindgen-cli --version "$version" --root "$tools" --force >&2 ||
       die "wasm-bindgen-cli $version could not be installed; cargo's words are above"
