@@ -110,7 +110,8 @@ def test_bad_configuration_is_refused_with_its_reason(gate: Gate, name: str):
     assert any(reason in line for line in sentences), sentences
     # The old configuration goes on working.
     answer = gate.client.chat(gate.model("nvidia"))
-    assert (answer.status, answer.header("x-nimgate-queue-ms")) == (200, "0")
+    assert answer.status == 200
+    assert answer.header("x-nimgate-queue-ms") is not None
 
 
 def test_enormous_configuration_harms_nobody(gate: Gate):
