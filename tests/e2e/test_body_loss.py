@@ -118,6 +118,23 @@ def test_request_let_go_in_the_middle_of_its_body(gate: Gate):
     assert_arrived(gate, pieces)
 
 
+def test_trailers_end_a_body_too(gate: Gate):
+    """The same, where no piece is the last: the trailers let the request go on."""
+    pieces = body_in_pieces(gate.model("whatever"), 2000)
+    gate.client.post(encode(chat("whatever")), host=SLOW_HOST)
+    gate.fake.reset()
+    with Http2(gate.envoy.ports.data) as connection:
+        stream = connection.start(pieces[0], body_follows=True, host=SLOW_HOST)
+        connection.send_piece(stream, pieces[1])
+        wait_until(lambda: has_its_token(gate), "it has its token")
+        for piece in pieces[2:]:
+            connection.send_piece(stream, piece)
+            time.sleep(PAUSE_S)
+        connection.send_trailers(stream)
+        assert connection.status(stream) == 200
+    assert_arrived(gate, pieces)
+
+
 def has_its_token(gate: Gate) -> bool:
     """Whether the only request has come to Envoy and does not wait, at once or any more."""
     active = gate.envoy.stats("http.data.downstream_rq_active")

@@ -43,6 +43,7 @@ class Http2:
         body_follows: bool = False,
         path: str = CHAT,
         content_type: str = "application/json",
+        host: str = "localhost",
     ) -> int:
         """Sends the headers and body of one request, and returns its stream."""
         stream = self._state.get_next_available_stream_id()
@@ -51,7 +52,7 @@ class Http2:
             [
                 (":method", "POST"),
                 (":scheme", "http"),
-                (":authority", "localhost"),
+                (":authority", host),
                 (":path", path),
                 ("content-type", content_type),
                 *(headers or []),
