@@ -255,6 +255,9 @@ mod tests {
         let off = WindowRules { window: Micros::ZERO, quota: 10 };
         guard.advance(off, at(41_000));
         assert_eq!(guard.room(off, at(41_000)), u32::MAX);
+        let before = guard;
+        guard.count(7);
+        assert_eq!(guard, before, "where there is no window nothing is counted");
     }
 
     #[test]

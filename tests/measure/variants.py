@@ -10,7 +10,16 @@ from typing import Any
 
 from harness.envoy import Envoy
 from harness.nimgate import configuration, limit
-from harness.shipped import WASM_TYPE, Options, Patch, connection_manager, data_listener, virtual_hosts, walk
+from harness.shipped import (
+    STRING_TYPE,
+    WASM_TYPE,
+    Options,
+    Patch,
+    connection_manager,
+    data_listener,
+    virtual_hosts,
+    walk,
+)
 
 Tree = dict[str, Any]
 
@@ -26,7 +35,7 @@ ANSWER = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
 }
-NAMES = ("plain", "buffer", "noop", "nimgate", "json_to_metadata")
+NAMES = ("plain", "buffer", "noop", "reader", "nimgate", "json_to_metadata")
 
 
 def buffer() -> list[Tree]:
@@ -34,10 +43,11 @@ def buffer() -> list[Tree]:
     return [filter_of("buffer", "buffer.v3.Buffer", max_request_bytes=MAX_BODY)]
 
 
-def noop() -> list[Tree]:
+def noop(says: str = "") -> list[Tree]:
     """tests/noop-wasm: the least that a Wasm filter can do which must know the body."""
     plugin = {
         "name": "noop",
+        "configuration": {"@type": STRING_TYPE, "value": says},
         "root_id": "noop",
         "allow_on_headers_stop_iteration": True,
         "vm_config": {
@@ -47,6 +57,11 @@ def noop() -> list[Tree]:
         },
     }
     return [{"name": "noop", "typed_config": {"@type": WASM_TYPE, "config": plugin}}]
+
+
+def reader() -> list[Tree]:
+    """The same, but it is handed headers and body and counts the request, as nimgate must."""
+    return noop("read")
 
 
 def json_to_metadata() -> list[Tree]:
@@ -122,7 +137,8 @@ def envoy(name: str, workers: int, upstream_port: int, plugin: Tree | None = Non
         plugin = plugin or configuration(limit("nvidia"))
         options = Options(plugin=plugin, concurrency=workers, listeners=[without_access_log, balanced])
         return Envoy(upstream_port, options).start()
-    filters = {"plain": list, "buffer": buffer, "noop": noop, "json_to_metadata": json_to_metadata}[name]()
+    kinds = {"plain": list, "buffer": buffer, "noop": noop, "reader": reader, "json_to_metadata": json_to_metadata}
+    filters = kinds[name]()
     patches = [without_access_log, balanced, before_router(filters)]
     if name == "json_to_metadata":
         patches.append(limited_by_model)

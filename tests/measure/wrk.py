@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -74,6 +75,27 @@ def run(port: int, body: Path, connections: int, seconds: int) -> Result:
     return Result(
         said["requests"], said["seconds"], said["p50_us"] / 1e6, said["p99_us"] / 1e6, said["refused"], said["broken"]
     )
+
+
+class Load:
+    """The same load, that can be held and let go at will. It begins held."""
+
+    def __init__(self, port: int, body: Path, connections: int) -> None:
+        words, environment = command(port, body, connections, 24 * 3600)
+        self._process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+        self.hold()
+
+    def hold(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go(self) -> None:
+        if self._process.poll() is not None:
+            raise SystemExit(f"wrk ended before its time, with status {self._process.returncode}")
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def write_body(directory: Path, body: bytes) -> Path:

@@ -90,6 +90,11 @@ fn compressed_bodies_are_not_read() {
     assert_eq!(classified.unclassifiable, Some(Reason::Compressed));
     let reject = config(r#"{"on_unclassifiable": "reject"}"#);
     assert_eq!(verdict(&reject, &head, ""), Verdict::Reject(Reason::Compressed));
+    // Pictures are compressed by nature, and no upstream takes one for a chat.
+    for media in [&b"image/svg+xml"[..], b"Audio/wav", b"video/mp4; a=b", b"font/woff2"] {
+        let head = Head { content_type: Some(media), ..head };
+        assert_eq!(verdict(&meter, &head, "\u{1f}\u{8b}"), Verdict::Pass);
+    }
     for harmless in [&b"identity"[..], b"", b" Identity , identity"] {
         let head = Head { content_encoding: Some(harmless), ..json_head() };
         assert_eq!(verdict(&meter, &head, r#"{"model": "gpt"}"#), Verdict::Pass);

@@ -13,7 +13,7 @@ use crate::outcome::Outcome;
 use crate::pace::{Answer, Verdict};
 use crate::priority::Priority;
 use crate::retry_after;
-use crate::units::{LimitId, Micros};
+use crate::units::{Instant, LimitId, Micros};
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 use std::rc::Rc;
@@ -208,8 +208,10 @@ impl Http {
             }
             if let Whose::Sent(granted) = whose {
                 let limit = stream.limit(granted.limit);
-                let snapshot = limit.and_then(|limit| worker::with(|worker| worker.failed(stream, limit, outcome)));
-                Self::tell(granted.waited, snapshot.flatten());
+                let now = host::now();
+                let snapshot =
+                    limit.and_then(|limit| worker::with(|worker| worker.failed(stream, limit, outcome, now)));
+                Self::tell(granted.waited, snapshot.flatten(), now);
             }
             self.reword(stream, limit, outcome, ends_here);
             stream.note(limit, outcome, None);
@@ -220,6 +222,7 @@ impl Http {
     /// Takes in the upstream's answer and adds to its headers what the client may want to know.
     fn upstream_answered(&mut self, stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8], ends_here: bool) {
         stream.become_(State::Granted(Granted { answered: true, ..granted }));
+        let now = host::now();
         let mut pause = None;
         let mut retries = 0;
         let mut has_ratelimit = false;
@@ -242,15 +245,15 @@ impl Http {
         let snapshot = match verdict {
             None if !ends_here => {
                 self.unjudged = Some(Unjudged { limit, retries, answer: answer(Verdict::Served), body: Vec::new() });
-                worker::with(|worker| worker.look(stream, limit)).flatten()
+                worker::with(|worker| worker.look(stream, limit, now)).flatten()
             }
             verdict => {
                 let answer = answer(verdict.unwrap_or(Verdict::Served));
-                worker::with(|worker| worker.answered(stream, limit, answer, retries)).flatten()
+                worker::with(|worker| worker.answered(stream, limit, answer, retries, now)).flatten()
             }
         };
-        worker::with(|worker| worker.count_answer(stream, limit, status, granted.at));
-        Self::tell(granted.waited, snapshot.filter(|_| !has_ratelimit));
+        worker::with(|worker| worker.count_answer(stream, limit, status, now.since(granted.at)));
+        Self::tell(granted.waited, snapshot.filter(|_| !has_ratelimit), now);
     }
 
     /// Reads the beginning of a 503's body as it passes by, until it is known what it says.
@@ -264,12 +267,12 @@ impl Http {
         }
         let Unjudged { limit, retries, answer, .. } = *unjudged;
         self.unjudged = None;
-        worker::with(|worker| worker.answered(stream, limit, Answer { verdict, ..answer }, retries));
+        worker::with(|worker| worker.answered(stream, limit, Answer { verdict, ..answer }, retries, host::now()));
     }
 
     /// Adds the headers of a metered response.
-    fn tell(waited: Micros, snapshot: Option<Snapshot>) {
-        for (name, value) in told_headers(waited, snapshot.as_ref(), host::now()) {
+    fn tell(waited: Micros, snapshot: Option<Snapshot>, now: Instant) {
+        for (name, value) in told_headers(waited, snapshot.as_ref(), now) {
             let _ = host::set_header(Map::Response, name, value.as_bytes());
         }
     }

@@ -25,7 +25,7 @@ use crate::pace::Answer;
 use crate::scheduler::{Action, Scheduler};
 use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
 use hashbrown::HashMap;
-use std::cell::RefCell;
+use std::cell::{LazyCell, RefCell};
 use std::rc::{Rc, Weak};
 
 thread_local! {
@@ -207,32 +207,37 @@ impl Worker {
         }
     }
 
-    /// The upstream answered, in one of the stream's callbacks.
-    pub fn answered(&mut self, stream: &Stream, limit: LimitId, answer: Answer, retries: u32) -> Option<Snapshot> {
+    /// The upstream answered at `now`, in one of the stream's callbacks.
+    pub fn answered(
+        &mut self,
+        stream: &Stream,
+        limit: LimitId,
+        answer: Answer,
+        retries: u32,
+        now: Instant,
+    ) -> Option<Snapshot> {
         self.metrics.retried(limit, retries);
-        let (snapshot, action) =
-            self.scheduler.answer(limit, answer, retries, host::now(), &mut SharedData, &mut self.metrics);
+        let (snapshot, action) = self.scheduler.answer(limit, answer, retries, now, &mut SharedData, &mut self.metrics);
         self.carry_out(action, stream.id);
         self.arm(stream.id);
         snapshot
     }
 
-    /// Counts an answer of the upstream to a request that was granted at `granted_at`.
-    pub fn count_answer(&mut self, stream: &Stream, limit: LimitId, status: u16, granted_at: Instant) {
-        let latency = host::now().since(granted_at);
+    /// Counts an answer of the upstream that came so long after its request was granted.
+    pub fn count_answer(&mut self, stream: &Stream, limit: LimitId, status: u16, latency: Micros) {
         self.metrics.answered(limit, stream.model.borrow().as_deref(), status, latency);
     }
 
     /// Envoy answered in place of the upstream, in one of the stream's callbacks. Returns a picture of the limit's
     /// ledger, for the response's headers.
-    pub fn failed(&mut self, stream: &Stream, limit: LimitId, outcome: Outcome) -> Option<Snapshot> {
+    pub fn failed(&mut self, stream: &Stream, limit: LimitId, outcome: Outcome, now: Instant) -> Option<Snapshot> {
         self.metrics.failed(limit, stream.model.borrow().as_deref(), outcome);
-        self.look(stream, limit)
+        self.look(stream, limit, now)
     }
 
     /// A picture of a limit's ledger, for the headers of a response.
-    pub fn look(&mut self, stream: &Stream, limit: LimitId) -> Option<Snapshot> {
-        let (snapshot, action) = self.scheduler.look(limit, host::now(), &mut SharedData, &mut self.metrics);
+    pub fn look(&mut self, stream: &Stream, limit: LimitId, now: Instant) -> Option<Snapshot> {
+        let (snapshot, action) = self.scheduler.look(limit, now, &mut SharedData, &mut self.metrics);
         self.carry_out(action, stream.id);
         snapshot
     }
@@ -338,9 +343,10 @@ impl Worker {
     }
 
     /// Carries out what the core decided. A stream in one of whose callbacks this happens is not resumed here: its
-    /// callback lets it go on. Nor is one whose body is kept: it goes on when the body ends.
+    /// callback lets it go on. Nor is one whose body is kept: it goes on when the body ends. The clock is read only if there
+    /// is something to do, since that is a host call.
     fn carry_out(&mut self, actions: impl IntoIterator<Item = Action>, current: u32) {
-        let now = host::now();
+        let now = LazyCell::new(host::now);
         for action in actions {
             match action {
                 Action::Resume { request, waited } => {
@@ -348,7 +354,7 @@ impl Worker {
                         continue;
                     };
                     let resumed = host::on_behalf_of(stream.id, current, || {
-                        stream.go(waited, now);
+                        stream.go(waited, *now);
                         if stream.id == current || stream.keeps_body.get() { Ok(()) } else { host::resume_request() }
                     });
                     if !matches!(resumed, Ok(Ok(()))) {
@@ -361,7 +367,7 @@ impl Worker {
                     };
                     let rules = self.rules(&stream, stream.waits_for());
                     let _ = host::on_behalf_of(stream.id, current, || {
-                        let mut headers = told_headers(waited, snapshot.as_ref(), now);
+                        let mut headers = told_headers(waited, snapshot.as_ref(), *now);
                         headers.push(("retry-after", retry_after_s.to_string()));
                         let failed = stream.failed(outcome, None, Some(lane), rules.as_ref());
                         stream.refuse(&failed, &headers, Some(waited));
@@ -378,16 +384,16 @@ impl Worker {
     /// Arms the timer for the next thing due, or switches it off.
     fn arm(&mut self, current: u32) {
         let watch = self.watched.values().map(|watched| watched.since.after(WATCH_PATIENCE)).min();
-        let now = host::now();
+        let now = LazyCell::new(host::now);
         // What stays watched past its time is looked at again after a while.
-        let watch = watch.map(|at| if at > now { at } else { now.after(WATCH_PATIENCE) });
+        let watch = watch.map(|at| if at > *now { at } else { now.after(WATCH_PATIENCE) });
         // A VM that has never held a request has nothing to do for any, nor for the gauges.
         let next = self.me.and_then(|_| self.scheduler.next_wakeup()).into_iter().chain(watch).min();
         if next == self.armed_for {
             return;
         }
         let period = match next {
-            Some(at) => at.since(now).max(Micros::from_millis(1)),
+            Some(at) => at.since(*now).max(Micros::from_millis(1)),
             None => Micros::ZERO,
         };
         match host::on_behalf_of(self.home.first, current, || host::set_timer(period)) {

@@ -237,6 +237,12 @@ class Envoy:
         tasks = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks)
 
+    def workers_cpu_nanoseconds(self) -> int:
+        """The part of it that the workers used, without the main thread and its statistics."""
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        workers = [task for task in tasks if (task / "comm").read_text().startswith("wrk:worker")]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in workers)
+
     # Log.
 
     def log(self) -> str:
