@@ -143,7 +143,7 @@ def answered(running: Envoy) -> int:
     bad = sum(running.stats(r"http\..*\.downstream_rq_[45]xx$").values())
     if bad:
         raise SystemExit(f"{bad} requests failed, so nothing was measured")
-    return sum(running.stats(r"^cluster\..*\.upstream_rq_completed$").values())
+    return sum(running.stats(r"^cluster\.[^.]*\.upstream_rq_completed$").values())
 
 
 def alone(running: Envoy, body: Path) -> tuple[float, float]:

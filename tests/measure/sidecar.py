@@ -1,5 +1,5 @@
 """The kind of proxy that nimgate takes the place of, as small as it can be written well: FastAPI in front, httpx
-behind, and between them a token bucket and a queue by priority. tests/measure/held.py compares nimgate with it.
+behind, and between them a token bucket and a queue by priority. tests/measure/rivals.py compares nimgate with it.
 """
 
 import asyncio
