@@ -167,3 +167,9 @@ fn the_first_bytes_tell_what_it_looks_like() {
         assert_eq!(scan(bytes).looks, expected, "{}", bytes.escape_ascii());
     }
 }
+
+#[test]
+fn a_zero_byte_tells_the_encoding_only_behind_the_first_bracket() {
+    assert_eq!(refused(b"{\0\"\0"), Unreadable::Encoding);
+    assert_eq!(refused(b"{\"a\":{\0}}"), Unreadable::Syntax);
+}
