@@ -54,18 +54,22 @@ class Proxy:
             fields[1].endswith(port) and fields[3] == "01" and fields[9] != "0" for fields in map(str.split, lines)
         )
 
-    def settle(self, connections: int) -> None:
-        """Waits until it has so many clients and, for a second, next to nothing to do: it has taken all in."""
+    def is_idle(self) -> bool:
+        """Whether it has next to nothing to do, for a second."""
+        before = self.cpu()
+        time.sleep(1)
+        return self.cpu() - before < 0.05
 
-        def rests() -> bool:
+    def settle(self, connections: int) -> None:
+        """Waits until it has so many clients and nothing to do: it has taken all in."""
+
+        def settled() -> bool:
             if self.connections() != connections:
                 time.sleep(0.1)
                 return False
-            before = self.cpu()
-            time.sleep(1)
-            return self.cpu() - before < 0.05 and self.connections() == connections
+            return self.is_idle() and self.connections() == connections
 
-        wait_until(rests, f"{connections} clients are taken in, and nothing else to do", HELD_WITHIN_S)
+        wait_until(settled, f"{connections} clients are taken in", HELD_WITHIN_S)
 
     @contextmanager
     def holding(self, body: Path, count: int) -> Iterator[None]:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 import proxies
 import wrk
 from harness.fake import Fake
+from harness.waiting import wait_until
 from table import table, write
 from variants import upstream
 
@@ -95,7 +96,7 @@ def once(name: str, proxy: proxies.Proxy, body: Path) -> tuple[wrk.Result, wrk.R
     busy = wrk.run(proxy.port, body, CONNECTIONS, SECONDS)
     used = proxy.cpu() - before
     # A slow one goes on with what its clients no longer wait for.
-    proxy.settle(0)
+    wait_until(proxy.is_idle, f"{name} has nothing to do", proxies.HELD_WITHIN_S)
     alone = wrk.run(proxy.port, body, 1, SECONDS)
     for result in (busy, alone):
         if result.refused or result.broken or not result.requests:
