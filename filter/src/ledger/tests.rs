@@ -326,3 +326,17 @@ fn others_see_since_when_a_request_waits_outside_the_queue() {
         }
     }
 }
+
+#[test]
+fn a_record_is_written_into_as_much_memory_as_it_takes() {
+    let mut ledger = Ledger::new(RULES, 1, at(0));
+    for number in 0..1_000 {
+        let model = (ModelKey(number), ModelName::new("nvidia/m"));
+        ledger.answer(Answer { granted_at: at(0), verdict: Verdict::Served, retry_after: None, model }, at(0));
+    }
+    for worker in 1..=3 {
+        let record = ledger.encode();
+        assert_eq!((ledger.models().slowed().len(), record.capacity()), (0, record.len()));
+        arrive(&mut ledger, WorkerId(worker), &mut Queue::default(), 1, Priority::Low, at(0));
+    }
+}
