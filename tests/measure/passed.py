@@ -32,11 +32,12 @@ WORKERS = (1, 2)
 MODEL = "gpt-4o-mini"
 # What a passed request may cost at most, against the no-op filter.
 TARGETS = {1 * KIB: 1.10, 16 * KIB: 1.10, 64 * KIB: 1.25, 256 * KIB: 1.25, 1024 * KIB: 1.5}
+ALL_CORES = os.sched_getaffinity(0)
 # How long one has the load in each round: long enough for hundreds of small requests and several large ones.
 TURN_S = 0.15
 # Load before anything is measured, so that connections are there and V8 has made the module fast.
 WARM_S = 1.0
-LATENCY_ROUNDS = 3
+LATENCY_ROUNDS = 2
 
 
 # By workers, size and variant: CPU seconds for each request, in each round.
@@ -47,7 +48,7 @@ Latency = dict[tuple[int, int, str], list[tuple[float, float]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--connections", type=int, default=4, help="for each of Envoy's workers")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     asked = parser.parse_args()
@@ -79,10 +80,12 @@ def measure(asked: argparse.Namespace) -> tuple[Cpu, Latency]:
         stack.callback(back.kill_quietly)
         for workers in WORKERS:
             with ExitStack() as these:
+                os.sched_setaffinity(0, ALL_CORES)
                 envoys = {}
                 for name in NAMES:
                     envoys[name] = envoy(name, workers, back.ports.data)
                     these.callback(envoys[name].kill_quietly)
+                keep_apart([running.pid for running in envoys.values()], back.pid, workers)
                 for size in SIZES:
                     # Where the model stands in the body makes no difference, unless something is wrong.
                     for first in (True, False):
@@ -96,6 +99,26 @@ def measure(asked: argparse.Namespace) -> tuple[Cpu, Latency]:
                 for running in envoys.values():
                     running.stop()
     return cpu, latency
+
+
+def keep_apart(envoys: list[int], back: int, workers: int) -> None:
+    """Gives the Envoys a core for each of their workers, and what is around them the others, if there are so many. What
+    a request costs depends much on whether an Envoy shares its core with the load, and the scheduler moves them about.
+    """
+    cores = sorted(ALL_CORES)
+    here, around = set(cores[:workers]), set(cores[workers:])
+    if not around:
+        here = around = ALL_CORES
+    for pid in envoys:
+        pin(pid, here)
+    pin(back, around)
+    # What is started from here keeps to it too.
+    os.sched_setaffinity(0, around)
+
+
+def pin(pid: int, cores: set[int]) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def in_turns(envoys: dict[str, Envoy], body: Path, connections: int, rounds: int) -> dict[str, list[float]]:
