@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def memory_table(bodies: dict[int, Path], silent_port: int) -> str:
-    head = ["what the clients do", "none", *(f"{count:,}" for count in COUNTS), "each", "of it in Envoy's heap"]
+    head = ["what the clients do", "none", *(f"{count:,}" for count in COUNTS), "each", "each, allocated by Envoy"]
     rows = []
     for size in (0, *SIZES):
         memory = [held(silent_port, bodies.get(size), count) for count in (0, *COUNTS)]
