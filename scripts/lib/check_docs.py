@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+import configuration
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULE = ROOT / "target/wasm32-unknown-unknown/release/nimgate.wasm"
@@ -35,7 +37,7 @@ def paths():
 def metrics():
     """The page on metrics and the code have the same metrics, of the same type and with the same labels. (Which of them
     have the label `limit` only a running Envoy can tell; an end-to-end test asks one.)"""
-    code = (ROOT / "filter/src/shell/metrics.rs").read_text()
+    code = (ROOT / "filter/wasm/src/metrics.rs").read_text()
     table = re.findall(r'=> \("(nimgate_\w+)", (\w+), "(\w*)", "(\w*)"\)', code)
     source = {name: (kind.lower(), {*labels} - {""}) for name, kind, *labels in table}
     missed = set(re.findall(r'"(nimgate_[a-z0-9_]+)"', code)) - set(source)
@@ -61,7 +63,7 @@ def metrics():
 def events():
     """The page on logs and the code have the same events, with the same level and members."""
     source: dict[str, tuple[str, set[str]]] = {}
-    for file in sorted((ROOT / "filter/src/shell").glob("*.rs")):
+    for file in sorted((ROOT / "filter/wasm/src").glob("*.rs")):
         for level, name, rest in re.findall(r'\bevent(?:_once)?!\(\s*(\w+),\s*"(\w+)"(.*?)\);', file.read_text(), re.DOTALL):
             found = (level, set(re.findall(r'"(\w+)": ', rest)))
             if source.setdefault(name, found) != found:
@@ -76,12 +78,11 @@ def events():
 
 
 def fields():
-    raw = (ROOT / "filter/src/config/raw.rs").read_text()
-    known = set(re.findall(r"pub (\w+): Option<", raw))
     text = readme()
-    for name in sorted(known - {"limits"}):
-        if not re.search(rf"[`.]{name}[`.]", text):
-            yield f"README.md does not mention the configuration field {name}"
+    for path in sorted(configuration.fields()):
+        name = path.rpartition(".")[2]
+        if not re.search(rf"[`.]{name}(\[\])?[`.]", text):
+            yield f"README.md does not mention the configuration field {path}"
 
 
 def size():

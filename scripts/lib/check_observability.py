@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "envoy/grafana/nimgate.json"
 RULES = ROOT / "envoy/prometheus/rules.yaml"
-TESTS = ROOT / "tests/prometheus/rules_test.yaml"
+TESTS = ROOT / "tests/data/prometheus/rules_test.yaml"
 METRICS = ROOT / "docs/metrics.md"
 
 

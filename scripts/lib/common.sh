@@ -17,12 +17,21 @@ die() {
 }
 
 # The version that is being worked on, or that was released with this commit.
-project_version() { sed -n 's/^version = "\(.*\)"$/\1/p' filter/Cargo.toml; }
+project_version() { sed -n 's/^version = "\(.*\)"$/\1/p' filter/wasm/Cargo.toml; }
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# Runs a command while no other process of the scripts runs one under this name: apt and pip want to be alone.
+alone() {
+  local name=$1
+  shift
+  mkdir -p "$tools"
+  (flock 8 && "$@" 8>&-) 8>"$tools/$name.lock"
+}
+
 # Installs Debian packages, as root or through sudo without a password.
-apt_install() {
+apt_install() { alone apt apt_install_alone "$@" || exit 1; }
+apt_install_alone() {
   have apt-get || die "$* must be installed, and this system has no apt-get to do it with; install them by hand"
   local as_root=()
   if [ "$(id -u)" != 0 ]; then
@@ -39,7 +48,8 @@ apt_install() {
 
 # Unpacks Debian packages into a directory, so that nothing is installed and no service is started: apt_unpack PLACE
 # PACKAGE... Needs no root where the lists of packages are there.
-apt_unpack() {
+apt_unpack() { alone apt apt_unpack_alone "$@" || exit 1; }
+apt_unpack_alone() {
   local place=$1
   shift
   have apt-get && have dpkg-deb || die "$* must be had, and this system has no apt-get to get them with; install them by hand"

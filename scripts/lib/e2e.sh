@@ -18,9 +18,17 @@ prepare_end_to_end() {
   e2e_python=$python
 }
 
-# Runs pytest with the arguments given, against the Envoy in `envoy_binary`.
+# Runs pytest with the arguments given, against the Envoy in `envoy_binary`. The tests wait most of the time, so several
+# processes run them; those that share an Envoy stay together.
 end_to_end_with() {
   NIMGATE_WASM=$root/$wasm_module NIMGATE_ENVOY=$envoy_binary NIMGATE_FAKE=$root/target/release/fake-nvidia \
     NIMGATE_CHROMIUM=$chromium NIMGATE_PROMETHEUS=$prometheus \
-    "$e2e_python" -m pytest "$@"
+    "$e2e_python" -m pytest -n "${NIMGATE_E2E_PROCESSES:-4}" --dist loadgroup "$@"
+}
+
+# Runs what a file names, one of pytest's arguments a line.
+end_to_end_listed() {
+  local arguments
+  mapfile -t arguments < <(grep -v '^#' "$1")
+  end_to_end_with "${arguments[@]}"
 }

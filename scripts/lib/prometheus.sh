@@ -10,6 +10,11 @@ find_prometheus() {
   fi
   local place=$tools/prometheus
   prometheus=$place/usr/bin/prometheus promtool=$place/usr/bin/promtool
+  alone prometheus unpack_prometheus "$place" || exit 1
+}
+
+unpack_prometheus() {
+  local place=$1
   ! { "$prometheus" --version && "$promtool" --version; } >/dev/null 2>&1 || return 0
   apt_unpack "$place" prometheus
   "$promtool" --version >/dev/null 2>&1 || die "the package prometheus brought no promtool that runs here"

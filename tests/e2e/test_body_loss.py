@@ -142,7 +142,7 @@ def has_its_token(gate: Gate) -> bool:
 
 
 def body_in_pieces(model: str, size: int) -> list[bytes]:
-    """A JSON body whose pieces all differ; the first ends behind the model's name."""
+    """A JSON body whose pieces all differ; the first ends after the model's name."""
     body = encode(chat(model, pad="".join(f"{number:08d}" for number in range(size * PIECES // 8))))
     first = body.index(model.encode()) + len(model) + 1
     rest = body[first:]

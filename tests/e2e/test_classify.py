@@ -89,7 +89,7 @@ def test_body_that_names_the_model_is_metered_under_its_limit(gate: Gate, name: 
     assert limit_taken(gate, READABLE_BODIES[name]) == READ
 
 
-# Broken behind a model that was still legible: metered under the limit of that model, because
+# Broken after a model that was still legible: metered under the limit of that model, because
 # an upstream that stops reading before the fault would serve it.
 BROKEN_BEHIND_THE_MODEL = {
     "cut off": b'{"model":"nvidia/a"',
@@ -289,7 +289,7 @@ def test_one_byte_per_chunk_reads_the_same(gate: Gate, name: str):
 
 
 def test_one_byte_per_frame_costs_time_in_proportion_to_its_length(gate: Gate):
-    """A scan that began anew with each frame would cost the square of the length."""
+    """A scan that restarted with each frame would cost the square of the length."""
 
     def cpu_seconds(size: int) -> float:
         padding = "p" * size

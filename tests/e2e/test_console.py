@@ -1,20 +1,21 @@
 """The console: what it says is true of the whole process, what it changes is changed everywhere."""
 
 import json
-import secrets
 import threading
 import time
 
 import pytest
+import yaml
 
 from harness import nimgate
 from harness.client import Answer, Client, results
 from harness.gate import Gate, running_gate
-from harness.nimgate import configuration, limit, one_token
+from harness.nimgate import configuration, limit, one_token, secret
+from harness.programs import REPOSITORY
 from harness.shipped import Options
 from harness.waiting import wait_for_equal, wait_until
 
-TOKEN = f"nimgate-admin-{secrets.token_hex(12)}"
+TOKEN = secret("nimgate-admin")
 SHIPPED_VARIABLE = "NIMGATE_ADMIN_TOKEN"
 # For so long the console tells again what the upstream answered.
 PROBE_KEPT_S = 5
@@ -34,7 +35,7 @@ def limits() -> dict:
     return configuration(
         limit("counted", bucket_capacity=500),
         one_token("tight", low_priority_timeout_s=1, queue_max_size=2),
-        one_token("steered"),
+        one_token("overridden"),
         one_token("atomic"),
         one_token("restored", rate_rpm=7),
         one_token("raced"),
@@ -137,20 +138,20 @@ def test_queue_is_that_of_the_whole_process(gate: Gate):
             assert shown["token_bucket"]["tokens"] == 0
             assert shown["waits"]["high"]["oldest_seconds"] >= 0
             assert shown["waits"]["urgent"]["oldest_seconds"] is None
-            # One token a minute: behind four of its level none is to be had within three.
+            # One token a minute: after four of its level none is to be had within three.
             assert shown["waits"]["high"]["expected_seconds"] > 180
     gate.wait_for_queue("shown", 0)
     wait_for_equal(lambda: of_limit(gate, "shown")["queue"]["size"], 0, "the queue as shown")
 
 
 def test_members_of_the_sidecar_are_there(gate: Gate):
-    told = status(gate)
-    assert set(told["requests"]) == {"total", "nvidia", "passthrough", "ratelimited"}
-    assert {"queue_full_rejects", "upstream_errors"} <= set(told["errors"])
-    assert {"state", "effective_rpm", "base_rpm", "upstream_429_rate"} <= set(told["retreat"])
-    assert {"tokens", "capacity"} <= set(told["token_bucket"])
-    assert told["uptime_seconds"] > 0
-    assert {one["name"] for one in told["limits"]} >= {"counted", "tight", "steered"}
+    body = status(gate)
+    assert set(body["requests"]) == {"total", "nvidia", "passthrough", "ratelimited"}
+    assert {"queue_full_rejects", "upstream_errors"} <= set(body["errors"])
+    assert {"state", "effective_rpm", "base_rpm", "upstream_429_rate"} <= set(body["retreat"])
+    assert {"tokens", "capacity"} <= set(body["token_bucket"])
+    assert body["uptime_seconds"] > 0
+    assert {one["name"] for one in body["limits"]} >= {"counted", "tight", "overridden"}
 
 
 def test_history_tells_of_a_retreat(locked_gate: Gate):
@@ -158,10 +159,10 @@ def test_history_tells_of_a_retreat(locked_gate: Gate):
     headers = {"x-fake-status": "429"}
     gate.client.chat(gate.model("nvidia"), headers=headers)
     wait_until(lambda: of_limit(gate, "nvidia")["retreat"]["state"] == "RETREAT", "the retreat")
-    told = of_limit(gate, "nvidia")
-    assert told["retreat"]["effective_rpm"] < told["retreat"]["base_rpm"]
-    assert told["retreat"]["upstream_429_rate"] > 0
-    entry = [one for one in told["history"] if one["what"] == "retreat"][0]
+    body = of_limit(gate, "nvidia")
+    assert body["retreat"]["effective_rpm"] < body["retreat"]["base_rpm"]
+    assert body["retreat"]["upstream_429_rate"] > 0
+    entry = [one for one in body["history"] if one["what"] == "retreat"][0]
     assert (entry["from"], entry["to"]) == ("NORMAL", "RETREAT")
     assert "429" in entry["reason"]
     assert status(gate)["retreat"]["state"] == "RETREAT"
@@ -185,16 +186,16 @@ def test_health(gate: Gate):
 def test_ready_asks_the_upstream_and_remembers(gate: Gate):
     seen, began = len(probes(gate)), time.monotonic()
     answers = results(gate.console.start("GET", "/health/ready") for _ in range(20))
-    # The first of all may be told that the upstream is being asked; nobody is told that it failed.
+    # The first of all may read that the upstream is being asked; nobody reads that it failed.
     wait_until(lambda: gate.console.send("GET", "/health/ready").status == 200, "readiness")
     assert {answer.status for answer in answers} <= {200, 503}
     # At most one for each worker, and again whenever what they learned has grown old.
     asked = len(probes(gate)) - seen
     spans = 2 + (time.monotonic() - began) // PROBE_KEPT_S
     assert asked <= spans * gate.envoy.options.concurrency
-    told = gate.console.send("GET", "/health/ready").json()
-    assert told["upstream"]["ok"]
-    assert "answered" in told["upstream"]["message"]
+    body = gate.console.send("GET", "/health/ready").json()
+    assert body["upstream"]["ok"]
+    assert "answered" in body["upstream"]["message"]
 
 
 def probes(gate: Gate) -> list:
@@ -225,11 +226,11 @@ def test_not_ready_without_an_upstream():
             for _ in range(10):
                 answer = gate.console.send("GET", "/health/ready")
                 assert answer.status == 503, answer
-                told = answer.json()
-                assert not told["ready"]
-                assert not told["upstream"]["ok"]
+                body = answer.json()
+                assert not body["ready"]
+                assert not body["upstream"]["ok"]
                 assert answer.header("retry-after")
-            assert f"cluster `{cluster}`" in told["upstream"]["message"]
+            assert f"cluster `{cluster}`" in body["upstream"]["message"]
             assert gate.console.send("GET", "/health").status == 200
 
 
@@ -293,7 +294,7 @@ def test_other_paths_are_not_found(gate: Gate, path: str):
 def test_console_answers_under_no_name_that_a_page_could_own(gate: Gate, host: str):
     for path in ("/status", "/events", "/"):
         assert_refused(gate.console.send("GET", path, headers={"host": host}), 421)
-    assert_refused(change(gate, {"limit": "steered", "rate_rpm": 5}, host=host), 421)
+    assert_refused(change(gate, {"limit": "overridden", "rate_rpm": 5}, host=host), 421)
 
 
 def test_listeners_of_clients_have_no_console(gate: Gate):
@@ -307,49 +308,48 @@ def test_listeners_of_clients_have_no_console(gate: Gate):
 
 
 def test_change_is_in_force_at_once_and_everywhere(gate: Gate):
-    gate.empty_bucket("steered")
-    with gate.holding("steered", 5) as held:
-        answer = change(gate, {"limit": "steered", "rate_rpm": nimgate.FAST_RPM})
+    gate.empty_bucket("overridden")
+    with gate.holding("overridden", 5) as held:
+        answer = change(gate, {"limit": "overridden", "rate_rpm": nimgate.FAST_RPM})
         assert answer.status == 200, answer
-        told = answer.json()
-        assert told["changed"] is True
-        assert told["rules"]["source"] == "console"
-        assert told["rules"]["in_force"]["rate_rpm"] == nimgate.FAST_RPM
-        assert told["rules"]["configured"]["rate_rpm"] == 1
-        assert "restart" in told["note"]
+        body = answer.json()
+        assert body["changed"] is True
+        assert body["rules"]["source"] == "console"
+        assert body["rules"]["in_force"]["rate_rpm"] == nimgate.FAST_RPM
+        assert body["rules"]["configured"]["rate_rpm"] == 1
+        assert "restart" in body["note"]
         assert [connection.answer().status for connection in held] == [200] * 5
     for _ in range(10):
-        assert of_limit(gate, "steered")["rules"] == told["rules"]
+        assert of_limit(gate, "overridden")["rules"] == body["rules"]
     wait_for_equal(
-        lambda: gate.envoy.metric("nimgate_configuration_epoch", limit="steered"),
-        told["rules"]["epoch"],
+        lambda: gate.envoy.metric("nimgate_configuration_epoch", limit="overridden"),
+        body["rules"]["epoch"],
         "the metric",
     )
     gate.envoy.wait_for_log('"nimgate":"rules_changed"')
     assert TOKEN not in gate.envoy.log()
-    assert of_limit(gate, "steered")["history"][-1]["reason"] == "changed through the console"
+    assert of_limit(gate, "overridden")["history"][-1]["reason"] == "changed through the console"
+
+
+def another(schema: dict, now: object) -> object:
+    """A value that the description of a change allows, and that is not the one there is now."""
+    if "properties" in schema:
+        return {name: another(one, now[name]) for name, one in schema["properties"].items()}
+    if "enum" in schema:
+        return next(value for value in schema["enum"] if value not in (None, now))
+    if "boolean" in schema["type"]:
+        return not now
+    return 3 if now != 3 else 4
 
 
 def test_every_field_can_be_changed_and_given_back(gate: Gate):
+    description = yaml.safe_load((REPOSITORY / "envoy/console-openapi.yaml").read_text())
+    changeable = dict(description["components"]["schemas"]["Change"]["properties"])
+    del changeable["limit"], changeable["epoch"]
     configured = of_limit(gate, "restored")["rules"]["configured"]
-    fields = {
-        "rate_rpm": 9,
-        "bucket_capacity": 3,
-        "window_s": 30,
-        "queue_max_size": 4,
-        "queue_full_policy": "passthrough",
-        "mode": "shadow",
-        "low_priority_timeout_s": 5.5,
-        "request_timeout_s": 6,
-        "aging_s": 7,
-        "retreat": {
-            "enabled": False,
-            "floor_rpm": 2,
-            "retry_after_max_s": 8,
-            "obey_503": True,
-            "probe_windows": 9,
-        },
-    }
+    fields = another({"properties": changeable}, configured)
+    # Twenty seconds hold three whole requests at this rate.
+    fields |= {"rate_rpm": 9, "window_s": 20}
     assert change(gate, {"limit": "restored", **fields}).status == 200
     rules = of_limit(gate, "restored")["rules"]
     assert rules["in_force"] == fields
@@ -375,7 +375,7 @@ REFUSED = {
     "epoch zero": ({"epoch": 0, "rate_rpm": 3}, "epoch"),
     "retreat no object": ({"retreat": []}, "retreat"),
     "field unknown": ({"rate_rps": 3}, "rate_rps"),
-    "field that is not steered": ({"models": ["*"]}, "models"),
+    "field that can't be changed": ({"models": ["*"]}, "models"),
     "nothing": ({}, None),
 }
 

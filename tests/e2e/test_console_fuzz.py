@@ -1,7 +1,5 @@
 """The console against its own description: hundreds of good and bad requests made up from it."""
 
-import secrets
-
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
@@ -10,12 +8,12 @@ from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
 
 from harness.gate import Gate, running_gate
-from harness.nimgate import configuration, one_token
+from harness.nimgate import configuration, one_token, secret
 from harness.programs import REPOSITORY
 from harness.report import note
 from harness.shipped import Options
 
-TOKEN = f"nimgate-admin-{secrets.token_hex(12)}"
+TOKEN = secret("nimgate-admin")
 EXAMPLES = 400
 
 schema = schemathesis.openapi.from_path(REPOSITORY / "envoy/console-openapi.yaml")
@@ -43,13 +41,13 @@ def gate():
     suppress_health_check=list(HealthCheck),
 )
 def test_console_does_what_its_description_says(gate: Gate, case: Case):
-    # The true token in place of a made-up one, so that what is behind it is reached; but none
+    # The true token in place of a made-up one, so that what follows is reached; but none
     # where its absence or a wrong one is what is tried.
     header = case.meta.components.get(ParameterLocation.HEADER) if case.meta else None
     made_wrong = header is not None and header.mode.is_negative
     if case.operation.path == "/config" and not made_wrong:
         case.headers = {**(case.headers or {}), "Authorization": f"Bearer {TOKEN}"}
-    # A limit that is there, and the epoch that is in force, where it made up good ones.
+    # A limit that is there, and the active epoch, where it made up good ones.
     body = case.meta.components.get(ParameterLocation.BODY) if case.meta else None
     if body is not None and body.mode.is_positive and isinstance(case.body, dict):
         case.body = {**case.body, "limit": "nvidia", "epoch": None}

@@ -1,16 +1,14 @@
 """The dashboard in a real browser: it is live, it says when it is not, and it changes limits."""
 
-import secrets
-
 import pytest
 
 from harness.browser import Watched, running_browser
 from harness.gate import Gate, running_gate
-from harness.nimgate import configuration, limit, one_token
+from harness.nimgate import configuration, limit, one_token, secret
 from harness.shipped import Options
 from harness.waiting import wait_for_equal, wait_until
 
-TOKEN = f"nimgate-admin-{secrets.token_hex(12)}"
+TOKEN = secret("nimgate-admin")
 THEMES = {
     "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 900}},
@@ -116,7 +114,7 @@ def test_limit_is_changed_and_given_back(gate: Gate, open_page):
     choose(watched, "quick")
     page.fill("[name=rate_rpm]", "5000")
     page.fill("#token", TOKEN)
-    page.click("text=Put in force")
+    page.click("text=Apply")
     wait_until(lambda: rules_of(gate, "quick")["in_force"]["rate_rpm"] == 5000, "the change")
     page.wait_for_selector("#said:has-text('until the configuration')")
     wait_until(lambda: "configured: 6000" in page.inner_text("#fields"), "the mark")
@@ -146,7 +144,7 @@ def test_refusal_is_shown_with_its_reason(
     choose(watched, "quick")
     page.fill(f"[name='{field}']", value)
     page.fill("#token", token)
-    page.click("text=Put in force")
+    page.click("text=Apply")
     wait_until(lambda: said in page.inner_text("#said"), f"the page says {said!r}")
     assert page.get_attribute(wrong, "aria-invalid") == "true"
     # What was typed stays, to be mended.
@@ -170,7 +168,7 @@ def test_change_by_another_is_not_overwritten_unseen(gate: Gate, open_page):
     assert answer.status == 200
     wait_until(lambda: page.input_value("[name=queue_max_size]") == "123", "the other's change")
     assert page.input_value("[name=rate_rpm]") == "4000"
-    page.click("text=Put in force")
+    page.click("text=Apply")
     wait_until(lambda: rules_of(gate, "quick")["in_force"]["rate_rpm"] == 4000, "the change")
     assert rules_of(gate, "quick")["in_force"]["queue_max_size"] == 123
 
@@ -207,7 +205,7 @@ def test_without_a_token_there_is_nothing_to_send(browser):
         watched.page.goto(address(gate))
         wait_until(lambda: live(watched) == "live", "the page is live")
         wait_until(lambda: "console.admin_token" in watched.page.inner_text("#standing"), "a hint")
-        assert not watched.page.is_visible("text=Put in force")
+        assert not watched.page.is_visible("text=Apply")
         assert watched.page.locator("#fields input").first.is_disabled()
         watched.close()
 

@@ -90,7 +90,7 @@ def test_upstream_that_does_not_answer_is_504(gate: Gate):
     before = gate.envoy.requests_total("nvidia", outcome="upstream_timeout")
     answer = gate.client.chat("nvidia/a", headers={"x-fake-behaviour": "hang"})
     assert_error(answer, 504, "TimeoutException", "upstream_timeout")
-    assert answer.header("x-nimgate-queue-ms") == "0"
+    assert answer.waited_ms is not None
     assert answer.header("x-ratelimit-limit-requests")
     assert gate.envoy.requests_total("nvidia", outcome="upstream_timeout") == before + 1
 
@@ -237,8 +237,8 @@ def test_unreadable_body_under_policy_pass_passes_untouched(passing_gate: Gate, 
 @pytest.mark.parametrize("body", [b'{"model":"nvidia/a"', b'{"model":"nvidia/a"}x'])
 def test_policy_pass_still_meters_a_model_that_was_legible(passing_gate: Gate, body: bytes):
     """No malformed input may produce an unmetered NVIDIA request."""
-    assert passing_gate.client.post(body).header("x-nimgate-queue-ms") == "0"
+    assert passing_gate.client.post(body).waited_ms is not None
 
 
 def test_policy_pass_still_meters_what_it_can_read(passing_gate: Gate):
-    assert passing_gate.client.chat("nvidia/a").header("x-nimgate-queue-ms") == "0"
+    assert passing_gate.client.chat("nvidia/a").waited_ms is not None

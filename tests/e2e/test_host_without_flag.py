@@ -1,4 +1,4 @@
-"""A host that lacks `allow_on_headers_stop_iteration`: nobody hangs, and the operator is told.
+"""A host that lacks `allow_on_headers_stop_iteration`: nobody hangs, and the log says so.
 
 Without the flag Envoy never shows the body of a request that is paused at its headers. What is
 metered whatever its body says is held at the headers and needs no flag. What would have to be
@@ -55,7 +55,7 @@ def test_limit_matched_by_host_sends_a_big_body_through(
     answer = gate.client.post(BIG_BODY, host=HOST)
     (record,) = gate.fake.requests()
     assert answer.status == 200
-    assert answer.header("x-nimgate-queue-ms") == "0"
+    assert answer.waited_ms is not None
     assert record.header("x-nimgate-limit") == "by-host"
     assert record.header("authorization") == "Bearer nvidia"
     assert record.body_sha256 == hashlib.sha256(BIG_BODY).hexdigest()
@@ -76,7 +76,9 @@ def test_limit_matched_by_host_holds_a_big_body(fixture: str, request: pytest.Fi
     ]
     answers = results(futures)
     assert [answer.status for answer in answers] == [200] * 3
-    assert max(int(answer.header("x-nimgate-queue-ms")) for answer in answers) > 0
+    # One had its token, and the others had to wait for one each.
+    began, ended = min(one.started for one in answers), max(one.finished for one in answers)
+    assert ended - began >= 2
     records = gate.fake.requests()
     assert {record.body_sha256 for record in records} == {hashlib.sha256(BIG_BODY).hexdigest()}
     assert {record.header("x-nimgate-limit") for record in records} == {"held-by-host"}

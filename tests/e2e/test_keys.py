@@ -1,16 +1,16 @@
-"""Keys: put into metered requests, kept from all others, and told to nobody."""
+"""Keys: put into metered requests, kept from all others, and shown to nobody."""
 
 import secrets
 
 import pytest
 
 from harness.gate import Gate, running_gate
-from harness.nimgate import chat, configuration, encode, limit, one_token
+from harness.nimgate import chat, configuration, encode, limit, one_token, secret
 from harness.shipped import Options, walk
 from harness.waiting import wait_for_equal
 
-CONFIGURED = f"nvapi-configured-{secrets.token_hex(8)}"
-FROM_ENVIRONMENT = f"nvapi-environment-{secrets.token_hex(8)}"
+CONFIGURED = secret("nvapi-configured")
+FROM_ENVIRONMENT = secret("nvapi-environment")
 VARIABLE = "NIMGATE_E2E_KEY"
 
 

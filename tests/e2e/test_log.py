@@ -2,18 +2,17 @@
 
 import json
 import re
-import secrets
 
 import pytest
 
 from harness.client import results
 from harness.gate import Gate, running_gate
-from harness.nimgate import configuration, encode, limit, one_token
+from harness.nimgate import configuration, encode, limit, one_token, secret
 from harness.programs import REPOSITORY
 from harness.shipped import Options
 from harness.waiting import wait_until
 
-TOKEN = f"nimgate-admin-{secrets.token_hex(12)}"
+TOKEN = secret("nimgate-admin")
 PAGE = (REPOSITORY / "docs/logs.md").read_text()
 LISTED = {
     name: (level, {"nimgate", *members.split(", ")})
@@ -29,7 +28,7 @@ def plugin(**fields) -> dict:
         limit("plain", upstream_api_key_env="NIMGATE_E2E_NOT_SET"),
         one_token("tight", queue_max_size=1, low_priority_timeout_s=1),
         limit("storm", window_s=1),
-        limit("steered", **fields),
+        limit("overridden", **fields),
         on_unclassifiable="reject",
     )
 
@@ -63,7 +62,7 @@ def test_start_is_said_once_for_all_workers(gate: Gate):
     answers = results(gate.client.start_chat("plain/m") for _ in range(40))
     assert {answer.status for answer in answers} == {200}
     (configured,) = events(gate, "configured")
-    assert configured["limits"] == ["plain", "tight", "storm", "steered"]
+    assert configured["limits"] == ["plain", "tight", "storm", "overridden"]
     assert len(events(gate, "console_configured")) == 1
     (missing,) = events(gate, "key_missing")
     assert (missing["limit"], missing["variable"]) == ("plain", "NIMGATE_E2E_NOT_SET")
@@ -91,8 +90,8 @@ def test_requests_leave_no_line(gate: Gate):
 def test_every_line_is_as_the_page_says(gate: Gate):
     for _ in range(5):
         gate.client.chat("storm/m", headers={"x-fake-status": "429"})
-    assert change(gate, TOKEN, limit="steered", rate_rpm=4000) == 200
-    assert change(gate, "wrong", limit="steered", rate_rpm=1) == 401
+    assert change(gate, TOKEN, limit="overridden", rate_rpm=4000) == 200
+    assert change(gate, "wrong", limit="overridden", rate_rpm=1) == 401
     assert gate.envoy.reload(plugin(rate_rpm=3000))
     assert not gate.envoy.reload(plugin(rate_rpm=-1))
     expected = {"retreat", "rules_changed", "console_refused", "configuration_refused"}
@@ -104,12 +103,12 @@ def test_every_line_is_as_the_page_says(gate: Gate):
     assert "limits[3].rate_rpm" in refused["problem"]
     (changed,) = events(gate, "rules_changed")
     assert (changed["before"]["rate_rpm"], changed["after"]["rate_rpm"]) == (6000, 4000)
-    latest = [line for line in events(gate, "rules_in_force") if line["limit"] == "steered"][-1]
+    latest = [line for line in events(gate, "rules_in_force") if line["limit"] == "overridden"][-1]
     assert (latest["epoch"], latest["rules"]["rate_rpm"]) == (3, 3000)
     assert all(line["reason"] for line in events(gate, "retreat"))
-    # Which rules are in force, log, status and metric say alike.
+    # Log, status and metric agree on the active rules.
     limits = gate.console.send("GET", "/status").json()["limits"]
-    (steered,) = [one for one in limits if one["name"] == "steered"]
-    assert steered["rules"]["epoch"] == 3
-    assert gate.envoy.metric("nimgate_configuration_epoch", limit="steered") == 3
+    (overridden,) = [one for one in limits if one["name"] == "overridden"]
+    assert overridden["rules"]["epoch"] == 3
+    assert gate.envoy.metric("nimgate_configuration_epoch", limit="overridden") == 3
     assert TOKEN not in gate.envoy.log()

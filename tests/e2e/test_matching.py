@@ -22,7 +22,7 @@ def gate():
     )
     options = Options(
         plugin=plugin,
-        # The cluster that routes would choose without the filter is told by a header of the test.
+        # The cluster that routes would choose without the filter is named by a header of the test.
         listeners=[keep_limit_header, route_by_header("x-test-cluster", "nvidia", "nvidia")],
     )
     with running_gate(options) as gate:
@@ -108,7 +108,7 @@ def test_match_by_host_or_cluster_needs_no_readable_body(
         headers["content-type"] = content_type
     answer = gate.client.send(method, "/v1/anything", body, headers)
     assert answer.status == 200
-    assert answer.header("x-nimgate-queue-ms") == "0"
+    assert answer.waited_ms is not None
     (record,) = gate.fake.requests()
     assert record.header("x-nimgate-limit") == way
     assert record.body_len == len(body or b"")

@@ -11,7 +11,7 @@ from harness.waiting import wait_for_equal
 
 ERRORS = "nimgate_upstream_errors_total"
 LATENCY = "nimgate_upstream_latency_milliseconds"
-# See filter/src/model_names.rs.
+# See filter/core/src/model_names.rs.
 NAMES_MAX = 64
 
 

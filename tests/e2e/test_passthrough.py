@@ -18,7 +18,7 @@ from harness.waiting import wait_until
 HOST = "provider.test"
 BOUNDARY = "frontier"
 
-# What Envoy makes up anew for each request or answer, filter or not.
+# What Envoy makes up for each request or answer, filter or not.
 CHANGING_REQUEST_HEADERS = {"x-request-id"}
 CHANGING_ANSWER_HEADERS = {"date", "x-envoy-upstream-service-time"}
 
@@ -188,7 +188,7 @@ def test_passed_requests_spend_no_token_and_do_not_queue(gate: Gate):
     for _ in range(5):
         assert gate.client.chat("gpt-5").status == 200
     answer = gate.client.chat(gate.model("nvidia"))
-    assert answer.header("x-nimgate-queue-ms") == "0"
+    assert answer.went_at_once(60)
     # The only token is gone now; requests for other models go on all the same.
     with gate.holding("nvidia", 2):
         assert gate.client.chat("gpt-5").status == 200

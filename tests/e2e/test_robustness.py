@@ -20,7 +20,7 @@ def gate(request):
     plugin = configuration(
         limit("open"),
         *[one_token(name) for name in ("truncated", "slow", "large", "many", "rapid", "mixed")],
-        one_token("killed", 1.0),
+        one_token("killed"),
         one_token("pipelined", 1.0),
         one_token("trailed", 1.0),
         one_token("refused", low_priority_timeout_s=1),
@@ -39,7 +39,8 @@ def active_requests(gate: Gate) -> int:
 def assert_token_is_there(gate: Gate, name: str) -> None:
     """The bucket's one token, which takes a minute to come back, was not spent by anyone."""
     answer = gate.client.chat(gate.model(name))
-    assert (answer.status, answer.header("x-nimgate-queue-ms")) == (200, "0")
+    assert answer.status == 200
+    assert answer.went_at_once(60)
 
 
 def test_truncated_body_takes_no_slot_and_no_token(gate: Gate):
@@ -118,9 +119,13 @@ def test_too_large_a_body_is_refused_once_and_costs_nothing(gate: Gate, excess: 
 def test_upstream_killed_with_requests_waiting(gate: Gate):
     """Each waits for its token all the same, and then hears that nobody is there."""
     gate.empty_bucket("killed")
+    plugin = gate.envoy.options.plugin
+    others = [one for one in plugin["limits"] if one["name"] != "killed"]
     with gate.holding("killed", 3) as held:
         gate.fake.stop()
         try:
+            # Now there are tokens for all of them.
+            assert gate.envoy.reload({**plugin, "limits": [*others, limit("killed")]})
             answers = [connection.answer() for connection in held]
         finally:
             gate.fake.restart()
@@ -263,10 +268,12 @@ def test_client_that_asks_before_it_sends_its_body(gate: Gate):
 
 def test_http2_client_is_served_and_refused_like_any_other(gate: Gate):
     gate.empty_bucket("refused")
+    # Not httpx: many threads on one of its connections can wait for each other for ever.
+    with Http2(gate.envoy.ports.data) as connection:
+        streams = [connection.start(encode(chat(gate.model("open")))) for _ in range(20)]
+        assert [connection.status(stream) for stream in streams] == [200] * 20
     client = Client(gate.envoy.ports.data, http1=False, http2=True)
     try:
-        futures = [client.start_chat(gate.model("open")) for _ in range(20)]
-        assert [answer.status for answer in results(futures)] == [200] * 20
         refused = client.chat(gate.model("refused"), priority="low")
         assert (refused.status, refused.error["type"]) == (429, "RateLimitedError")
     finally:

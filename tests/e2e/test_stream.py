@@ -47,7 +47,7 @@ def test_whole_stream_arrives_unchanged(gate: Gate):
     assert got[-1] == "[DONE]"
     assert len(got) == len(events(direct.body))
     assert [_content(event) for event in got] == [_content(event) for event in events(direct.body)]
-    assert through.header("x-nimgate-queue-ms") == "0"
+    assert through.waited_ms is not None
 
 
 def test_many_streams_at_once(gate: Gate):

@@ -1,4 +1,4 @@
-"""Configurations that a control plane pushes: in force at once for those who wait, or refused.
+"""Configurations that a control plane pushes: active at once for those who wait, or refused.
 
 The control plane here speaks xDS over REST, which Envoy polls; to the filter it makes no difference
 how a listener comes. It hands out the listeners.yaml that the other tests let Envoy read itself.
@@ -110,8 +110,8 @@ def test_pushed_configuration_holds_for_those_who_wait_and_a_bad_one_for_nobody(
                 "the epoch of the rules",
             )
             assert gate.envoy.metric("nimgate_configured_rpm", limit="nvidia") == 6000
-            (told,) = gate.console.send("GET", "/status").json()["limits"]
-            assert told["rules"]["epoch"] == epoch + 1
+            (seen,) = gate.console.send("GET", "/status").json()["limits"]
+            assert seen["rules"]["epoch"] == epoch + 1
             gate.envoy.wait_for_log('"epoch":2.*rules_in_force|rules_in_force.*"epoch":2')
 
             gate.envoy.reload(plugin(rate_rpm=0))

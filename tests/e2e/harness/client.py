@@ -39,6 +39,29 @@ class Answer:
     def header_values(self, name: str) -> list[str]:
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
+    @property
+    def waited_ms(self) -> int | None:
+        """How long it says that it waited in the queue; None if nimgate did not meter it."""
+        value = self.header("x-nimgate-queue-ms")
+        return None if value is None else int(value)
+
+    def went_at_once(self, token_s: float) -> bool:
+        """Whether it was granted without waiting for a token, of which one comes every `token_s`.
+
+        Not whether it says 0 ms: a busy machine may stop a worker between a request's arrival and
+        its grant. Who finds an empty bucket waits for what is left of a token's time; a test that
+        takes less than half of it sees the difference.
+        """
+        return self.waited_ms is not None and self.waited_ms < token_s * 500
+
+    @property
+    def outside_queue_s(self) -> float:
+        """How long it took, less the time in the queue: the most by which it can have reached the
+        upstream later than it was granted. The time in the queue is given in whole milliseconds."""
+        waited_ms = self.header("x-nimgate-queue-ms")
+        assert waited_ms is not None, self
+        return self.finished - self.started - int(waited_ms) / 1000
+
     def json(self) -> Any:
         return json.loads(self.body)
 

@@ -1,5 +1,6 @@
 """Runs one Envoy for a test: start, reload, statistics, log, and the checks at its end."""
 
+import fcntl
 import os
 import random
 import re
@@ -9,7 +10,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import yaml
@@ -37,6 +38,7 @@ class Envoy:
     def __init__(self, fake_port: int, options: Options | None = None) -> None:
         self.options = options or Options()
         self._fake_port = fake_port
+        self._own_ports: list[int] = []
         self._directory = tempfile.TemporaryDirectory(prefix="nimgate-e2e-")
         self.directory = Path(self._directory.name)
         self.log_path = self.directory / "envoy.log"
@@ -58,6 +60,7 @@ class Envoy:
         """Ends it and checks that it was healthy to the last."""
         was_alive = self._process is not None and self._process.poll() is None
         self._end_process()
+        give_back(self._own_ports)
         if self in running:
             running.remove(self)
         log = self.log()
@@ -69,12 +72,15 @@ class Envoy:
     def kill_quietly(self) -> None:
         """Ends it without any check, for a start that failed or a test that failed already."""
         self._end_process()
+        give_back(self._own_ports)
         if self in running:
             running.remove(self)
         self._directory.cleanup()
 
     def _spawn(self) -> None:
-        self.ports = Ports(*free_ports(4), fake=self._fake_port)
+        give_back(self._own_ports)
+        self._own_ports = free_ports(4)
+        self.ports = Ports(*self._own_ports, fake=self._fake_port)
         self._write("envoy.yaml", shipped.bootstrap(self.directory, self.ports, self.options))
         self._write("clusters.yaml", shipped.clusters(self.ports, self.options))
         self._write("listeners.yaml", shipped.listeners(self.ports, self.options))
@@ -94,6 +100,9 @@ class Envoy:
                     "--concurrency",
                     str(self.options.concurrency),
                     "--disable-hot-restart",
+                    # The access log; ten seconds would be most of a test's time.
+                    "--file-flush-interval-msec",
+                    "200",
                     *self.options.arguments,
                 ],
                 cwd=REPOSITORY,
@@ -162,7 +171,7 @@ class Envoy:
     # Reload.
 
     def reload(self, plugin: Any = ..., **changes: Any) -> bool:
-        """Writes listeners.yaml anew, waits for Envoy's verdict, and returns whether it agreed.
+        """Rewrites listeners.yaml, waits for Envoy's verdict, and returns whether it agreed.
 
         After a refusal the options stay what they were, as Envoy's own configuration does.
         """
@@ -271,17 +280,48 @@ def split_stat(stat: str) -> tuple[str, dict[str, str]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports that nobody listens on now."""
+    """Distinct ports that nobody listens on now, and that no other process of any run is given.
+
+    To find a port free is not enough: Envoy shares its ports (SO_REUSEPORT), so that two which were
+    given the same one would both start, and each get some of the other's connections.
+    """
     found: list[int] = []
     seed = random.Random(time.monotonic_ns() ^ os.getpid())
     while len(found) < count:
         port = seed.randrange(*PORT_RANGE)
-        if port in found:
+        if not _take(port):
             continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
+                give_back([port])
                 continue
         found.append(port)
     return found
+
+
+def give_back(ports: list[int]) -> None:
+    """Lets others have ports that nobody listens on any more."""
+    for port in ports:
+        _taken.pop(port).close()
+    ports.clear()
+
+
+# Locked files, one a port; the locks end with the process.
+_taken: dict[int, IO[bytes]] = {}
+
+
+def _take(port: int) -> bool:
+    if port in _taken:
+        return False
+    directory = Path(tempfile.gettempdir()) / f"nimgate-e2e-ports-{os.getuid()}"
+    directory.mkdir(exist_ok=True)
+    file = (directory / str(port)).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _taken[port] = file
+    return True

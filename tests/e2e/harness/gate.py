@@ -34,7 +34,7 @@ class Gate:
         return RawConnection(self.envoy.ports.data)
 
     def model(self, limit: str) -> str:
-        """A model name that nothing else in this run uses, so that records can be told apart."""
+        """A model name that nothing else in this run uses, so that records can be distinguished."""
         return f"{limit}/m{next(_numbers)}"
 
     # Steps that many tests share.
@@ -128,7 +128,7 @@ def running_gate(
     try:
         yield gate
     except BaseException:
-        # The test has failed already; what it left behind would only hide why.
+        # The test has failed already; what it left would only hide why.
         gate.abandon()
         raise
     gate.close()

@@ -3,8 +3,8 @@
 There is no Istio here. What it does with each resource was read in its source (istiod's
 `pilot/pkg/model/extensions.go`, `pilot/pkg/networking/core`, and the agent's `pkg/wasm/convert.go`,
 as of 1.32's development) and is done over below, as far as nimgate's manifests need it; anything
-else in them is an error. The results stand in `tests/istio/`, one file for each way, so that they
-can be read and compared; `python -m harness.istio`, from `tests/e2e`, writes them anew.
+else in them is an error. The results stand in `tests/data/istio/`, one file for each way, so that
+they can be read and compared; `python -m harness.istio`, from `tests/e2e`, writes them again.
 
 What differs from a cluster: discovery reads a file instead of asking istiod; the upstream speaks no
 TLS; and filters that only Istio's build of Envoy has (metadata exchange, ALPN, stats) are left out.
@@ -22,7 +22,7 @@ from .programs import REPOSITORY
 Tree = dict[str, Any]
 
 MANIFESTS = REPOSITORY / "envoy/istio"
-WRITTEN = REPOSITORY / "tests/istio"
+WRITTEN = REPOSITORY / "tests/data/istio"
 
 # For each way, the files of `envoy/istio/` that are applied together.
 WAYS = {
@@ -65,7 +65,7 @@ def _kind(resource: Tree, kind: str) -> bool:
 
 
 def _wasm_filters(resources: list[Tree], extensions: list[Tree]) -> Iterator[Tree]:
-    """Istio's own place for plugins without a phase: behind its authentication, before the rest."""
+    """Istio's own place for plugins without a phase: after its authentication, before the rest."""
     for resource in resources:
         spec = resource.get("spec", {})
         if _kind(resource, "TrafficExtension"):

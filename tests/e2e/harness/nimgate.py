@@ -1,5 +1,6 @@
 """Builders for plugin configurations and request bodies, in the configuration table's words."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -8,12 +9,14 @@ FAST_RPM = 6000
 
 
 def limit(name: str, models: list[str] | None = None, **fields: Any) -> dict[str, Any]:
-    """One entry of `limits`; matches models `<name>/*` unless told otherwise, and is fast.
+    """One entry of `limits`; matches models `<name>/*` unless given otherwise, and is fast.
 
-    It has no window guard unless it asks for one, so that tests of the bucket see that alone.
+    It has no window guard unless it asks for one, so that tests of the bucket see that alone. With
+    the usual margin of a second, windows of a few seconds would be far longer than they say.
     """
     patterns = [f"{name}/*"] if models is None else models
-    return {"name": name, "models": patterns, "rate_rpm": FAST_RPM, "window_s": 0, **fields}
+    usual = {"rate_rpm": FAST_RPM, "window_s": 0, "window_margin_ms": 10}
+    return {"name": name, "models": patterns, **usual, **fields}
 
 
 def one_token(name: str, seconds_per_token: float = 60.0, **fields: Any) -> dict[str, Any]:
@@ -35,3 +38,9 @@ def chat(model: str, **fields: Any) -> dict[str, Any]:
 def encode(value: Any) -> bytes:
     """JSON as most clients write it: compact, UTF-8."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def secret(prefix: str) -> str:
+    """A key or token that no text has by chance. Processes that collect the same tests agree on it,
+    because it may stand in a test's name."""
+    return f"{prefix}-{hashlib.sha256(prefix.encode()).hexdigest()[:24]}"

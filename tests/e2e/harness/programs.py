@@ -26,7 +26,7 @@ class MissingProgram(AssertionError):
 
 @functools.cache
 def wasm_module() -> Path:
-    """A copy of the module, so that building anew in the middle of a run changes nothing in it."""
+    """A copy of the module, so that a new build in the middle of a run changes nothing in it."""
     built = _find(
         "NIMGATE_WASM",
         "the filter nimgate.wasm",

@@ -43,6 +43,8 @@ class Options:
     plugin: Tree | str | None = None
     # The same of the console's listener; ... leaves it as it is shipped.
     console: Any = ...
+    # Another module than the one under test.
+    module: Path | None = None
     concurrency: int = 2
     with_filter: bool = True
     stop_iteration_flag: bool = True
@@ -128,7 +130,7 @@ def listeners(ports: Ports, options: Options) -> Tree:
                 set_plugin_configuration(plugin, options.plugin)
             elif options.console is not ...:
                 set_plugin_configuration(plugin, options.console)
-            plugin["vm_config"]["code"]["local"]["filename"] = str(wasm_module())
+            plugin["vm_config"]["code"]["local"]["filename"] = str(options.module or wasm_module())
             if not options.stop_iteration_flag:
                 plugin.pop("allow_on_headers_stop_iteration")
     else:

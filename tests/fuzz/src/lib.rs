@@ -1,19 +1,20 @@
 //! What must hold for any bytes. Each function is a fuzz target; the corpus of each is replayed by an ordinary test.
 
 use models::Models;
-use nimgate::classify::model::{DEPTH_MAX, MODEL_BYTES_MAX, Scanner, Unreadable};
-use nimgate::config::Config;
-use nimgate::config::change::Change;
-use nimgate::ledger::Ledger;
-use nimgate::models::{ModelKey, ModelName};
-use nimgate::pace::{Answer, Verdict};
-use nimgate::priority::{Lane, Priority};
-use nimgate::queue::Queue;
-use nimgate::retry_after;
-use nimgate::units::{Instant, Micros, RequestId, WorkerId};
+use nimgate_classify::model::{DEPTH_MAX, MODEL_BYTES_MAX, Scanner, Unreadable};
+use nimgate_config::Config;
+use nimgate_config::change::Change;
+use nimgate_core::control::answer::{Answer, Signal};
+use nimgate_core::control::retry_after;
+use nimgate_core::control::scope::{ModelKey, ModelName};
+use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::order::queue::Queue;
+use nimgate_core::priority::{Lane, Priority};
+use nimgate_core::request::Request;
+use nimgate_core::units::{Instant, Micros, RequestId, WorkerId};
 use serde_json::Value;
 
-#[path = "../../../filter/tests/support/models.rs"]
+#[path = "../../../filter/classify/tests/support/models.rs"]
 mod models;
 
 /// A target: its name and what it checks.
@@ -83,19 +84,19 @@ pub fn ledger(record: &[u8]) {
     let now = Instant::from_micros(1_000_000_000_000);
     let mut queue = Queue::default();
     for (id, priority) in Priority::ALL.into_iter().enumerate() {
-        queue.push(RequestId(id as u32), Lane::Queued(priority), ModelKey(id as u64), now);
+        queue.push(Request::new(RequestId(id as u32), Lane::Queued(priority), ModelKey(id as u64)), now);
     }
     for step in 0..4 {
         let now = now.after(Micros::from_secs(step * 20));
-        ledger.advance(now);
-        queue.set_apart(ledger.models().slowed().iter().map(|slowed| slowed.key));
-        let (turn, _) = ledger.turn(WorkerId(1), &queue, None, now);
-        for granted in turn.granted {
-            queue.remove(granted.request);
+        ledger.advance(now, &mut Vec::new());
+        queue.set_governed(ledger.models().slowed().iter().map(|slowed| slowed.key));
+        let (turn, _) = ledger.turn(WorkerId(1), &queue, 0, None, now, &mut Vec::new());
+        for (granted, _) in turn.granted {
+            queue.remove(granted.id);
         }
-        for verdict in [Verdict::Served, Verdict::Throttled, Verdict::WorkersFull] {
+        for signal in [Signal::Served, Signal::Throttled, Signal::WorkersFull] {
             let model = (ModelKey(step), ModelName::new("nvidia/m"));
-            ledger.answer(Answer { granted_at: now, verdict, retry_after: None, model }, now);
+            ledger.answer(Answer { granted_at: now, signal, retry_after: None, model }, now, &mut Vec::new());
         }
         ledger.charge(3);
         let rules = ledger.rules().retreat;

@@ -1,13 +1,14 @@
-//! Writes the seeds of the ledger's corpus anew, after a change of the record's form:
+//! Writes the seeds of the ledger's corpus again, after a change of the record's form:
 //! `cargo test -p nimgate-fuzz -- --ignored`.
 
-use nimgate::config::Config;
-use nimgate::ledger::{Arrival, Ledger};
-use nimgate::models::{ModelKey, ModelName};
-use nimgate::pace::{Answer, Verdict};
-use nimgate::priority::{Lane, Priority};
-use nimgate::queue::Queue;
-use nimgate::units::{Instant, Micros, RequestId, WorkerId};
+use nimgate_config::Config;
+use nimgate_core::control::answer::{Answer, Signal};
+use nimgate_core::control::scope::{ModelKey, ModelName};
+use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::order::queue::Queue;
+use nimgate_core::priority::{Lane, Priority};
+use nimgate_core::request::Request;
+use nimgate_core::units::{Instant, Micros, RequestId, WorkerId};
 use std::path::Path;
 
 #[test]
@@ -21,17 +22,19 @@ fn ledgers() {
     let mut queues: [Queue; 3] = Default::default();
     for step in 0..12u32 {
         let now = now.after(Micros::from_millis(u64::from(step) * 700));
-        ledger.advance(now);
+        ledger.advance(now, &mut Vec::new());
         let worker = step as usize % 3;
         let lane = Lane::Queued(Priority::ALL[step as usize % 4]);
-        let arrival = Arrival::from(queues[worker].push(RequestId(step), lane, ModelKey(u64::from(step % 3)), now));
-        let (turn, _) = ledger.turn(WorkerId(worker as u32 + 1), &queues[worker], Some(arrival), now);
-        for granted in turn.granted {
-            queues[worker].remove(granted.request);
+        let request = Request::new(RequestId(step), lane, ModelKey(u64::from(step % 3)));
+        let arrival = queues[worker].push(request, now);
+        let (turn, _) =
+            ledger.turn(WorkerId(worker as u32 + 1), &queues[worker], 0, Some(&arrival), now, &mut Vec::new());
+        for (granted, _) in turn.granted {
+            queues[worker].remove(granted.id);
         }
-        let verdict = [Verdict::Served, Verdict::Throttled, Verdict::WorkersFull][worker];
+        let signal = [Signal::Served, Signal::Throttled, Signal::WorkersFull][worker];
         let model = (ModelKey(u64::from(step % 3)), ModelName::new("nvidia/m"));
-        ledger.answer(Answer { granted_at: now, verdict, retry_after: None, model }, now);
+        ledger.answer(Answer { granted_at: now, signal, retry_after: None, model }, now, &mut Vec::new());
         std::fs::write(folder.join(format!("step-{step:02}")), ledger.encode()).expect("the file can be written");
     }
 }

@@ -10,9 +10,9 @@
 //! callback is run again from the start with those answers. States are compared by value, not by a hash, and the number
 //! of schedules is the number of ways through the graph of states.
 //!
-//! Three things that should make no difference are left out of the state unless [`Case::is_literal`]: what a worker was
-//! answered before it lost a race, for it decides anew; what it was answered since another was quicker, if it is about
-//! to swap; and the order of the lines on the board. They do make none if a literal exploration finds as many
+//! Two things that should make no difference are left out of the state unless [`Case::is_literal`]: what a worker was
+//! answered before it lost a race, for it decides again; and what it was answered since another was quicker, if it is
+//! about to swap. They do make none if a literal exploration finds as many
 //! schedules, and a test says that it does.
 
 mod count;
@@ -21,13 +21,12 @@ mod steps;
 mod verdict;
 
 use crate::Bug;
-use crate::record::Form;
 use crate::worker::{Worker, at_ms};
 pub use count::Count;
 use hashbrown::HashMap;
-use nimgate::ledger::Ledger;
-use nimgate::priority::Priority;
-use nimgate::units::Instant;
+use nimgate_core::limit::ledger::{Ledger, Rules};
+use nimgate_core::priority::Priority;
+use nimgate_core::units::Instant;
 use replay::Turn;
 use std::hash::Hash;
 
@@ -38,13 +37,25 @@ pub enum Try {
     Arrive(Priority),
     /// The client of the latest request that still waits here leaves.
     Leave,
+    /// A request comes for the model that may be slowed.
+    AskWeak(Priority),
+    /// The upstream slows that model down.
+    Slow,
+    /// The oldest stream of a request that was granted here ends.
+    End,
+    /// Envoy's router has sent a request so many times more.
+    Retry(u32),
+    /// The configuration with [`Case::changed`] comes.
+    Configure,
 }
 
 /// What is explored.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The most tokens that the bucket holds; it is full at first.
-    pub capacity: u32,
+    /// The rules; the bucket is full at first.
+    pub rules: Rules,
+    /// The rules that a configuration brings in the middle. They never allow less.
+    pub changed: Rules,
     /// What each worker has to do.
     pub tries: [Vec<Try>; WORKERS],
     /// The times, in milliseconds from the start and in order, to which the clock moves in as many steps.
@@ -171,7 +182,6 @@ struct Visit {
 #[derive(Debug)]
 struct Explorer<'a> {
     case: &'a Case,
-    form: Form,
     bytes: Table<Vec<u8>>,
     ledgers: Vec<Ledger>,
     workers: Table<Worker>,
@@ -189,7 +199,6 @@ struct Explorer<'a> {
 pub fn explore(case: &Case) -> Result<Explored, Violation> {
     let mut explorer = Explorer {
         case,
-        form: Form::of_the_record(),
         bytes: Table::new(),
         ledgers: Vec::new(),
         workers: Table::new(),
@@ -205,10 +214,10 @@ pub fn explore(case: &Case) -> Result<Explored, Violation> {
 impl Explorer<'_> {
     fn run(&mut self) -> Result<Explored, Violation> {
         let locals = std::array::from_fn(|at| {
-            let worker = self.workers.id(Worker::new(at as u32 + 1, self.case.capacity, self.case.bug));
+            let worker = self.workers.id(Worker::with_rules(at as u32 + 1, self.case.rules, self.case.bug));
             Local { worker, turn: None, current: true, woken: false }
         });
-        let naive = verdict::NaiveBucket::full(self.case.capacity);
+        let naive = verdict::NaiveBucket::full(self.case.rules.capacity);
         let start = State { ledger: None, clock: 0, naive, locals };
         let mut explored = Explored { states: 0, steps: 0, ends: 0, schedules: Count::default(), longest: 0 };
         let mut way: Vec<Visit> = Vec::new();

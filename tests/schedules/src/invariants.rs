@@ -1,8 +1,10 @@
 //! What must hold of several workers and their ledger, whatever the schedule.
 
-use crate::worker::{TOKEN_EVERY, Worker, at_ms};
-use nimgate::ledger::{GRACE, Ledger};
-use nimgate::units::{Instant, WorkerId};
+use crate::worker::{Request, TOKEN_EVERY, WEAK, Worker, at_ms};
+use nimgate_core::control::scope::ModelKey;
+use nimgate_core::limit::ledger::{GRACE, Ledger};
+use nimgate_core::order::key::OrderRule;
+use nimgate_core::units::{Instant, WorkerId};
 
 /// Checks what holds at any moment at which no worker has swapped the ledger and not yet acted upon it: no token too
 /// many, nobody lost or counted twice, the board and the gauges true.
@@ -18,23 +20,51 @@ pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, capacity: u32, 
         ensure(accounted == worker.arrived, || {
             format!("{:?} was given {} requests and knows of {accounted}", worker.id(), worker.arrived)
         })?;
-        let line = ledger.and_then(|ledger| ledger.board().slots().iter().find(|slot| slot.worker == worker.id()));
-        let said = line.map_or(0, |line| line.lanes.iter().map(|head| head.count).sum());
+        let line = ledger.and_then(|ledger| ledger.peers().lines().iter().find(|line| line.worker == worker.id()));
+        let said = line.map_or(0, |line| line.load.counts.iter().sum());
         ensure(!worker.is_told || said == worker.waiting.len() as u32, || {
             format!("the board says that {said} wait at {:?}, and {} do", worker.id(), worker.waiting.len())
         })?;
+        let held = line.map_or(0, |line| line.load.in_flight) as usize;
+        let is_capped = ledger.is_some_and(|ledger| ledger.rules().max_in_flight.is_some());
+        ensure(!is_capped || !worker.is_told || held == worker.streams.len(), || {
+            format!("the board says that {held} are in flight at {:?}, and {} are", worker.id(), worker.streams.len())
+        })?;
     }
-    let totals: u32 = ledger.map_or(0, |ledger| ledger.board().totals().iter().sum());
+    let in_flight: usize = workers.iter().map(|worker| worker.streams.len()).sum();
+    let cap = ledger.and_then(|ledger| ledger.rules().max_in_flight).map_or(usize::MAX, |cap| cap as usize);
+    ensure(in_flight <= cap, || format!("{in_flight} are in flight, and no more than {cap} may be"))?;
+    let totals: u32 = ledger.map_or(0, |ledger| ledger.peers().totals().iter().sum());
     let shown: i64 = workers.iter().map(|worker| worker.gauge()).sum();
     ensure(shown == i64::from(totals), || format!("the gauges show {shown} and the board says {totals}"))
 }
 
-/// Whose request is the best on the board, and when a token is there for it.
+/// Whether fewer are in flight than may be.
+pub fn has_slot(ledger: &Ledger) -> bool {
+    ledger.rules().max_in_flight.is_none_or(|cap| ledger.peers().in_flight(None) < cap)
+}
+
+/// Whether requests of the model that may be slowed may go at a time.
+pub fn weak_opens(ledger: &Ledger, now: Instant) -> bool {
+    ledger.models().open_at(ModelKey::of(WEAK)) <= now
+}
+
+/// Whether a request may go at a time as far as its model is concerned.
+pub fn is_open(ledger: &Ledger, request: &Request, now: Instant) -> bool {
+    !request.is_weak || weak_opens(ledger, now)
+}
+
+/// Whose request is the best on the board of those that may go, and when a token is there for it; `None` while all slots
+/// are taken.
 pub fn due(ledger: &Ledger, now: Instant) -> Option<(WorkerId, Instant)> {
     let mut ledger = ledger.clone();
-    ledger.advance(now);
-    let (_, worker) = ledger.board().best_except(None, now, None)?;
-    Some((worker, ledger.snapshot(now).token_at.max(now)))
+    ledger.advance(now, &mut Vec::new());
+    let may_go = |model| ledger.models().open_at(model) <= now;
+    let best = ledger.peers().best_except(None, OrderRule::Static { aging: None }, may_go)?;
+    if !has_slot(&ledger) {
+        return None;
+    }
+    Some((best.worker, ledger.snapshot(now).token_at.max(now)))
 }
 
 /// Checks that the worker whose request is the best, if it is in the middle of nothing and no wake-up is on its way to
@@ -54,8 +84,17 @@ pub fn looks_in_time(worker: &Worker, token_at: Instant) -> Result<(), String> {
 /// # Errors
 /// A sentence on what does not hold.
 pub fn hold_at_rest(workers: &[&Worker], ledger: Option<&Ledger>, now: Instant) -> Result<(), String> {
-    let Some((due, token_at)) = ledger.and_then(|ledger| due(ledger, now)) else { return Ok(()) };
-    for worker in workers.iter().filter(|worker| !worker.waiting.is_empty()) {
+    let Some(ledger) = ledger else { return Ok(()) };
+    let opens_at = ledger.models().open_at(ModelKey::of(WEAK));
+    for worker in workers.iter().filter(|worker| has_slot(ledger) && worker.waiting.iter().any(|of| of.is_weak)) {
+        let latest = opens_at.max(ledger.snapshot(now).token_at).after(GRACE.times(2));
+        ensure(worker.next_wakeup().is_some_and(|at| at <= latest), || {
+            format!("{:?} sleeps until {:?} though its model may go at {opens_at:?}", worker.id(), worker.next_wakeup())
+        })?;
+    }
+    let Some((due, token_at)) = due(ledger, now) else { return Ok(()) };
+    let may_go = |worker: &&&Worker| worker.waiting.iter().any(|waiting| is_open(ledger, waiting, now));
+    for worker in workers.iter().filter(may_go) {
         if worker.id() == due {
             looks_in_time(worker, token_at)?;
         }

@@ -15,7 +15,6 @@
 pub mod explorer;
 pub mod invariants;
 pub mod locked;
-pub mod record;
 pub mod worker;
 
 /// What is planted.
@@ -33,10 +32,22 @@ pub enum Bug {
     ForgottenWake,
     /// The time is read when a worker's callback begins and not after the ledger.
     OldTime,
+    /// The end of a stream wakes nobody.
+    EndWakesNobody,
+    /// The end of a stream frees two slots.
+    SlotFreedTwice,
+    /// A worker forgets which model a request asks for, so it may go whenever that worker looks.
+    ForgottenModel,
+    /// Of the retries of Envoy's router the last is not charged.
+    ForgottenRetry,
 }
 
 impl Bug {
-    /// All that can be planted.
+    /// Those that every way of choosing schedules must find.
     pub const PLANTED: [Self; 5] =
         [Self::UnconditionalFirstWrite, Self::StaleRetry, Self::DoubleRefill, Self::ForgottenWake, Self::OldTime];
+
+    /// Those of streams, models and retries, which only the explorer plays.
+    pub const OF_STREAMS: [Self; 4] =
+        [Self::EndWakesNobody, Self::SlotFreedTwice, Self::ForgottenModel, Self::ForgottenRetry];
 }

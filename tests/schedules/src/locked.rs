@@ -6,11 +6,10 @@
 
 use crate::Bug;
 use crate::invariants::{due, hold_always, hold_at_rest};
-use crate::record::Form;
 use crate::worker::{Worker, at_ms};
-use nimgate::ledger::Ledger;
-use nimgate::store::{Store, StoreError, Swap, Version};
-use nimgate::units::{Instant, WorkerId};
+use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::store::{Store, StoreError, Swap, Version};
+use nimgate_core::units::{Instant, WorkerId};
 
 /// The value of the one key, and the time.
 #[derive(Debug)]
@@ -37,16 +36,16 @@ pub trait Lock {
 pub struct SharedStore<'a, L> {
     lock: &'a L,
     bug: Bug,
-    updated_at: std::ops::Range<usize>,
     /// The time at which this worker's callback began. The clock of all has come at least so far when it looks.
     pub now: Instant,
-    read_at: Instant,
+    /// What the clock showed at the last look at the ledger, until that is asked for.
+    read_at: Option<Instant>,
 }
 
 impl<'a, L: Lock> SharedStore<'a, L> {
     /// A worker's view of the values behind `lock`.
     pub fn new(lock: &'a L, bug: Bug) -> Self {
-        Self { lock, bug, updated_at: Form::of_the_record().updated_at, now: at_ms(0), read_at: at_ms(0) }
+        Self { lock, bug, now: at_ms(0), read_at: None }
     }
 }
 
@@ -58,24 +57,26 @@ impl<L: Lock> Store for SharedStore<'_, L> {
             let value = values.bytes.clone().and_then(|bytes| Some((bytes, Version::new(values.version)?)));
             (value, values.clock)
         });
-        self.read_at = read_at;
+        self.read_at = Some(read_at);
         Ok(value)
     }
 
-    fn clock(&mut self) -> Option<Instant> {
-        (self.bug != Bug::OldTime).then_some(self.read_at)
+    fn now(&mut self) -> Instant {
+        self.read_at.take().filter(|_| self.bug != Bug::OldTime).unwrap_or(self.now)
     }
 
     fn swap(&mut self, _: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
-        let (bug, place) = (self.bug, self.updated_at.clone());
+        let bug = self.bug;
         Ok(self.lock.locked(|values| {
             let overwrites = (bug == Bug::UnconditionalFirstWrite && version.is_none()) || bug == Bug::StaleRetry;
             if version.map_or(0, Version::get) != values.version && !overwrites {
                 return Swap::Lost;
             }
             let mut value = value.to_vec();
-            if let (Bug::DoubleRefill, Some(before)) = (bug, &values.bytes) {
-                value[place.clone()].copy_from_slice(&before[place]);
+            if let (Bug::DoubleRefill, Some(before)) = (bug, &values.bytes)
+                && let (Some(after), Some(before)) = (Ledger::decode(&value), Ledger::decode(before))
+            {
+                value = after.with_refill_of(&before).encode();
             }
             values.version += 1;
             values.bytes = Some(value);
@@ -96,7 +97,7 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
     store.now = lock.locked(|values| values.clock);
     while let Some(woken) = wakes.pop() {
         if let Some(worker) = workers.iter_mut().find(|worker| worker.id() == woken) {
-            wakes.extend(worker.wake(true, store.now, &mut store));
+            wakes.extend(worker.wake(true, &mut store));
         }
     }
     let ledger = check(workers, &store, capacity);
@@ -110,7 +111,7 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
     // Once to show the full bucket, if that is due first, and once for the token.
     for _ in 0..2 {
         if worker.next_wakeup().is_some_and(|at| at <= token_at) {
-            worker.wake(false, token_at, &mut store);
+            worker.wake(false, &mut store);
         }
     }
     assert!(

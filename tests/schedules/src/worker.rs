@@ -1,15 +1,17 @@
 //! One worker: the filter's scheduler, and what became of the requests that it was given.
 
 use crate::Bug;
-use nimgate::ledger::{Origin, Rules};
-use nimgate::models::ModelKey;
-use nimgate::observe::Observer;
-use nimgate::priority::{LANES, Lane, Priority};
-use nimgate::queue::Patience;
-use nimgate::retreat::RetreatRules;
-use nimgate::scheduler::{Action, Scheduler};
-use nimgate::store::{MemoryStore, Store};
-use nimgate::units::{Instant, LimitId, Micros, MilliRpm, RequestId, WorkerId};
+use nimgate_core::control::answer::{Answer, Signal};
+use nimgate_core::control::rate::RetreatRules;
+use nimgate_core::control::scope::{ModelKey, ModelName};
+use nimgate_core::event::{Event, Happened};
+use nimgate_core::limit::ledger::Rules;
+use nimgate_core::limit::rules::Timeouts;
+use nimgate_core::priority::{LANES, Lane, Priority};
+use nimgate_core::request::Request as Asked;
+use nimgate_core::scheduler::{Action, Output, Scheduler};
+use nimgate_core::store::{MemoryStore, Store};
+use nimgate_core::units::{Instant, LimitId, Micros, MilliRpm, RequestId, WorkerId};
 use std::hash::{Hash, Hasher};
 
 /// The key of the ledger's limit.
@@ -22,19 +24,9 @@ pub fn rules(capacity: u32) -> Rules {
         capacity,
         window: Micros::ZERO,
         queue_max: 100,
-        aging: None,
-        patience: Patience { low: Micros::from_secs(1_000), others: Micros::from_secs(1_000) },
-        may_fall_back: false,
-        shadow: false,
-        retreat: RetreatRules {
-            enabled: true,
-            base: MilliRpm::from_rpm(60),
-            floor: MilliRpm::from_rpm(1),
-            retry_after_max: Micros::from_secs(300),
-            obey_503: false,
-            probe_windows: 5,
-            window: Micros::from_secs(60),
-        },
+        timeouts: Timeouts { low: Micros::from_secs(1_000), others: Micros::from_secs(1_000), ..Timeouts::DEFAULT },
+        retreat: RetreatRules { base: MilliRpm::from_rpm(60), ..RetreatRules::DEFAULT },
+        ..Rules::DEFAULT
     }
 }
 
@@ -55,6 +47,8 @@ pub struct Request {
     pub priority: Priority,
     /// When it came.
     pub arrived: Instant,
+    /// Whether it asks for [`WEAK`].
+    pub is_weak: bool,
 }
 
 impl Request {
@@ -69,14 +63,15 @@ pub fn place(priority: Priority, arrived: Instant) -> (usize, Instant) {
     (Lane::Queued(priority).index(), arrived)
 }
 
+/// The model that may be slowed.
+pub const WEAK: &str = "weak";
+
 /// One worker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Worker {
     scheduler: Scheduler,
     id: WorkerId,
     limit: LimitId,
-    /// Where all requests come from: one configuration, and a host that does not tell connections.
-    origin: Origin,
     bug: Bug,
     reports: Reports,
     /// How much of what it has to do this worker has begun.
@@ -87,6 +82,8 @@ pub struct Worker {
     pub granted: u32,
     /// How many left while they waited.
     pub left: u32,
+    /// Those that were granted and whose streams have not ended, the oldest first.
+    pub streams: Vec<RequestId>,
     /// Those that wait, in the order in which they came.
     pub waiting: Vec<Request>,
     /// Whether the board says what waits here: not after someone has left, until the next turn.
@@ -96,7 +93,8 @@ pub struct Worker {
 /// Two workers that are equal hash alike; that others do too costs only time.
 impl Hash for Worker {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.id, self.tried, self.arrived, self.granted, self.left, self.next_wakeup()).hash(state);
+        (self.id, self.tried, self.arrived, self.granted, self.left, self.streams.len(), self.next_wakeup())
+            .hash(state);
     }
 }
 
@@ -107,15 +105,19 @@ struct Reports {
     failures: u32,
 }
 
-impl Observer for Reports {
-    fn queue_changed(&mut self, _: LimitId, differences: [i64; LANES]) {
-        for (total, difference) in self.gauges.iter_mut().zip(differences) {
-            *total += difference;
+impl Reports {
+    fn read(&mut self, events: &[Happened]) {
+        for (_, event) in events {
+            match event {
+                Event::QueueChanged(differences) => {
+                    for (total, difference) in self.gauges.iter_mut().zip(differences) {
+                        *total += difference;
+                    }
+                }
+                Event::StoreFailed => self.failures += 1,
+                _ => {}
+            }
         }
-    }
-
-    fn store_failed(&mut self, _: LimitId) {
-        self.failures += 1;
     }
 }
 
@@ -123,20 +125,25 @@ impl Worker {
     /// A worker that knows the limit and has not looked at the shared ledger yet: nor has anyone, so that the first
     /// requests race for the first write.
     pub fn new(number: u32, capacity: u32, bug: Bug) -> Self {
+        Self::with_rules(number, rules(capacity), bug)
+    }
+
+    /// The same with other rules.
+    pub fn with_rules(number: u32, rules: Rules, bug: Bug) -> Self {
         let mut scheduler = Scheduler::default();
-        let mut apart = MemoryStore::default();
-        let limit = scheduler.configure(LIMIT, rules(capacity), at_ms(0), &mut apart, &mut ());
+        let mut apart = MemoryStore::at(at_ms(0));
+        let (limit, _) = scheduler.configure(LIMIT, rules, &mut apart);
         Self {
             scheduler,
             id: WorkerId(number),
             limit,
-            origin: Origin { rules: rules(capacity), connection: 0 },
             bug,
             reports: Reports::default(),
             tried: 0,
             arrived: 0,
             granted: 0,
             left: 0,
+            streams: Vec::new(),
             waiting: Vec::new(),
             is_told: true,
         }
@@ -144,29 +151,85 @@ impl Worker {
 
     /// A request comes. Answers whom to wake.
     pub fn arrive(&mut self, priority: Priority, now: Instant, store: &mut impl Store) -> Vec<WorkerId> {
+        self.ask(priority, false, now, store)
+    }
+
+    /// A request comes, for [`WEAK`] or for another model. Answers whom to wake.
+    pub fn ask(&mut self, priority: Priority, is_weak: bool, now: Instant, store: &mut impl Store) -> Vec<WorkerId> {
         let id = RequestId(self.arrived);
         self.tried += 1;
         self.arrived += 1;
-        self.waiting.push(Request { id, priority, arrived: now });
-        let origin = self.origin;
-        self.turn(|scheduler, limit, worker, reports| {
-            scheduler.arrive(limit, id, priority, ModelKey::NONE, &origin, worker, now, store, reports)
-        })
+        self.waiting.push(Request { id, priority, arrived: now, is_weak });
+        let is_known = is_weak && self.bug != Bug::ForgottenModel;
+        let model = if is_known { ModelKey::of(WEAK) } else { ModelKey::NONE };
+        let asked = Asked::new(id, Lane::Queued(priority), model);
+        let output = self.scheduler.arrive(self.limit, asked, self.id, store);
+        // It came when the ledger first knew of it, which is after the callback began.
+        let arrived = self.scheduler.request(self.limit, id).map(|request| request.arrived);
+        if let (Some(last), Some(arrived)) = (self.waiting.last_mut(), arrived) {
+            last.arrived = arrived;
+        }
+        self.carry_out(output)
     }
 
     /// The timer fires, or another worker wakes this one. Answers whom to wake.
-    pub fn wake(&mut self, woken: bool, now: Instant, store: &mut impl Store) -> Vec<WorkerId> {
-        self.turn(|scheduler, _, worker, reports| scheduler.wake(woken, worker, now, store, reports))
+    pub fn wake(&mut self, woken: bool, store: &mut impl Store) -> Vec<WorkerId> {
+        let output = self.scheduler.wake(woken, self.id, store);
+        self.carry_out(output)
     }
 
     /// The client of the request that came last leaves, if it still waits.
-    pub fn leave(&mut self, now: Instant) {
+    pub fn leave(&mut self) {
         self.tried += 1;
         if let Some(request) = self.waiting.pop() {
-            self.scheduler.leave(self.limit, request.id, now);
+            self.scheduler.leave(self.limit, request.id);
             self.left += 1;
             self.is_told = false;
         }
+    }
+
+    /// The oldest stream of a request that was granted here ends, if there is one. Answers whom to wake.
+    pub fn end(&mut self, store: &mut impl Store) -> Vec<WorkerId> {
+        self.tried += 1;
+        if self.streams.is_empty() {
+            return Vec::new();
+        }
+        let id = self.streams.remove(0);
+        let output = self.scheduler.end(self.limit, id, true, self.id, store);
+        let wakes = self.carry_out(output);
+        if self.bug == Bug::EndWakesNobody { Vec::new() } else { wakes }
+    }
+
+    /// The upstream answers that the workers of [`WEAK`] are full. Answers whom to wake.
+    pub fn slow(&mut self, now: Instant, store: &mut impl Store) -> Vec<WorkerId> {
+        self.tried += 1;
+        let model = (ModelKey::of(WEAK), ModelName::new(WEAK));
+        let answer = Answer { granted_at: now, signal: Signal::WorkersFull, retry_after: None, model };
+        let output = self.scheduler.answer(self.limit, answer, 0, store);
+        self.without_a_turn(|worker| worker.carry_out(output))
+    }
+
+    /// Envoy's router has sent a request so many times more. Answers whom to wake.
+    pub fn charge(&mut self, retries: u32, store: &mut impl Store) -> Vec<WorkerId> {
+        self.tried += 1;
+        let charged = if self.bug == Bug::ForgottenRetry { retries - 1 } else { retries };
+        let output = self.scheduler.charge(self.limit, charged, store);
+        self.without_a_turn(|worker| worker.carry_out(output))
+    }
+
+    /// A configuration comes.
+    pub fn configure(&mut self, rules: Rules, store: &mut impl Store) -> Vec<WorkerId> {
+        self.tried += 1;
+        let (_, events) = self.scheduler.configure(LIMIT, rules, store);
+        self.without_a_turn(|worker| worker.carry_out(Output { events, ..Output::default() }))
+    }
+
+    /// What this does tells the others nothing of who waits here.
+    fn without_a_turn<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let was_told = self.is_told;
+        let result = work(self);
+        self.is_told &= was_told;
+        result
     }
 
     /// When the timer is to fire.
@@ -184,20 +247,18 @@ impl Worker {
         self.reports.gauges.iter().sum()
     }
 
-    fn turn(
-        &mut self,
-        act: impl FnOnce(&mut Scheduler, LimitId, WorkerId, &mut Reports) -> Vec<Action>,
-    ) -> Vec<WorkerId> {
+    fn carry_out(&mut self, output: Output) -> Vec<WorkerId> {
         let failures = self.reports.failures;
-        let actions = act(&mut self.scheduler, self.limit, self.id, &mut self.reports);
+        self.reports.read(&output.events);
         self.is_told = self.reports.failures == failures;
         let mut wakes = Vec::new();
-        for action in actions {
+        for action in output.actions {
             match action {
                 Action::Resume { request, .. } => {
                     let at = self.waiting.iter().position(|waiting| waiting.id == request);
                     self.waiting.remove(at.unwrap_or_else(|| panic!("{request:?} is resumed and does not wait")));
                     self.granted += 1;
+                    self.streams.push(request);
                 }
                 Action::Reply { request, .. } => panic!("{request:?} is refused though there is room and time"),
                 Action::Wake(worker) => wakes.push(worker),

@@ -3,10 +3,12 @@
 //! `cargo test --profile schedules -p nimgate-schedules --test exhaustive -- --nocapture` tells their numbers; with
 //! `--include-ignored` the large cases are explored too, which takes some minutes and some 10 GB of memory.
 
-use Try::{Arrive, Leave};
-use nimgate::priority::Priority::{High, Low, Normal, Urgent};
+use Try::{Arrive, AskWeak, Configure, End, Leave, Retry, Slow};
+use nimgate_core::limit::ledger::Rules;
+use nimgate_core::priority::Priority::{High, Low, Normal, Urgent};
 use nimgate_schedules::Bug;
 use nimgate_schedules::explorer::{Case, Explored, Try, Violation, WORKERS, explore};
+use nimgate_schedules::worker::rules;
 
 /// Three tries of each worker: all levels, one client that leaves before its worker's last request comes and one after,
 /// and a better request behind a worse one.
@@ -18,6 +20,11 @@ fn three_tries_each() -> [Vec<Try>; WORKERS] {
     ]
 }
 
+/// Fewer, for a literal exploration.
+fn seven_tries() -> [Vec<Try>; WORKERS] {
+    [vec![Arrive(Low), Arrive(High), Leave], vec![Arrive(Normal), Arrive(Urgent)], vec![Arrive(Urgent), Leave]]
+}
+
 /// Fewer tries, for cases in which the clock moves.
 fn five_tries() -> [Vec<Try>; WORKERS] {
     [vec![Arrive(Low), Arrive(High)], vec![Arrive(Normal), Leave], vec![Arrive(Urgent)]]
@@ -27,7 +34,27 @@ fn five_tries() -> [Vec<Try>; WORKERS] {
 const TO_THE_TOKEN_AND_PAST_THE_GRACE: [u64; 2] = [1_010, 1_200];
 
 fn case(capacity: u32, tries: [Vec<Try>; WORKERS], clock: &[u64]) -> Case {
-    Case { capacity, tries, clock: clock.to_vec(), is_literal: false, bug: Bug::None }
+    let rules = rules(capacity);
+    Case { rules, changed: rules, tries, clock: clock.to_vec(), is_literal: false, bug: Bug::None }
+}
+
+/// So many streams at a time, and streams that end.
+fn streams_that_end(cap: u32) -> Case {
+    let tries = [vec![Arrive(Low), End], vec![Arrive(Normal), End], vec![Arrive(Urgent)]];
+    let rules = Rules { max_in_flight: Some(cap), ..rules(2) };
+    Case { rules, changed: rules, ..case(2, tries, &[1_010]) }
+}
+
+/// A model is slowed while requests for it and for another come; it may go again when the clock has passed 7.5 s.
+fn a_slowed_model() -> Case {
+    let tries = [vec![Slow, AskWeak(Low)], vec![AskWeak(Urgent)], vec![Arrive(Normal)]];
+    case(1, tries, &[1_010, 7_600])
+}
+
+/// Retries are charged, and a configuration lets the bucket hold more.
+fn retries_and_a_configuration() -> Case {
+    let tries = [vec![Arrive(Low), Retry(2)], vec![Arrive(Normal), Configure], vec![Arrive(Urgent)]];
+    Case { changed: rules(3), ..case(2, tries, &[1_010]) }
 }
 
 fn all_hold(name: &str, case: &Case) -> Explored {
@@ -76,7 +103,7 @@ fn literal_is_the_same(name: &str, case: &Case) {
 
 #[test]
 fn merging_makes_no_difference() {
-    literal_is_the_same("3 workers × 3 tries, 1 token", &case(1, three_tries_each(), &[]));
+    literal_is_the_same("3 workers, 7 tries, 1 token", &case(1, seven_tries(), &[]));
     literal_is_the_same("3 workers, 5 tries, 1 step of the clock", &case(1, five_tries(), &[1_200]));
 }
 
@@ -87,6 +114,34 @@ fn merging_makes_no_difference_when_the_clock_moves_twice() {
         "3 workers, 5 tries, 2 steps of the clock",
         &case(1, five_tries(), &TO_THE_TOKEN_AND_PAST_THE_GRACE),
     );
+}
+
+#[test]
+fn streams_that_end_free_their_slot_for_the_best() {
+    for cap in [1, 2] {
+        all_hold(&format!("3 workers, 5 tries, {cap} in flight, 1 step of the clock"), &streams_that_end(cap));
+    }
+}
+
+#[test]
+fn a_slowed_model_goes_when_it_may() {
+    all_hold("3 workers, 4 tries, a slowed model, 2 steps of the clock", &a_slowed_model());
+}
+
+#[test]
+fn retries_are_paid_and_rules_change() {
+    all_hold("3 workers, 5 tries, retries, rules, 1 step of the clock", &retries_and_a_configuration());
+}
+
+#[test]
+fn finds_every_planted_bug_of_streams_and_models() {
+    for bug in Bug::OF_STREAMS {
+        let cases = [streams_that_end(1), streams_that_end(2), a_slowed_model(), retries_and_a_configuration()];
+        match cases.into_iter().find_map(|case| explore(&Case { bug, ..case }).err()) {
+            None => panic!("{bug:?} was not found"),
+            Some(Violation { what, schedule }) => println!("{bug:?}: {what}, after {} steps", schedule.len()),
+        }
+    }
 }
 
 #[test]

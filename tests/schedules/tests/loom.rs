@@ -4,8 +4,8 @@
 //! would be 298,336,028,518,200. Loom goes through those with few preemptions; for the others see `exhaustive.rs`.
 
 use loom::sync::{Arc, Mutex};
-use nimgate::priority::Priority;
-use nimgate::units::WorkerId;
+use nimgate_core::priority::Priority;
+use nimgate_core::units::WorkerId;
 use nimgate_schedules::Bug;
 use nimgate_schedules::locked::{Lock, SharedStore, Values, come_to_rest};
 use nimgate_schedules::worker::{Worker, at_ms};
@@ -34,8 +34,8 @@ fn work(number: u32, tries: u32, lock: &LoomLock, bug: Bug) -> (Worker, Vec<Work
         wakes.extend(match (attempt, number % 2) {
             (1, 1) => worker.arrive(Priority::Urgent, store.now, &mut store),
             (2, 1) => {
-                worker.leave(store.now);
-                worker.wake(false, store.now, &mut store)
+                worker.leave();
+                worker.wake(false, &mut store)
             }
             _ => worker.arrive(Priority::Low, store.now, &mut store),
         });

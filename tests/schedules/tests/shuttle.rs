@@ -3,8 +3,8 @@
 //!
 //! `NIMGATE_SCHEDULES` says how many (100,000). A failure prints the schedule; shuttle's `replay` runs it again.
 
-use nimgate::priority::Priority;
-use nimgate::units::{Micros, WorkerId};
+use nimgate_core::priority::Priority;
+use nimgate_core::units::{Micros, WorkerId};
 use nimgate_schedules::Bug;
 use nimgate_schedules::locked::{Lock, SharedStore, Values, come_to_rest};
 use nimgate_schedules::worker::Worker;
@@ -36,14 +36,14 @@ fn work(number: u32, lock: &ShuttleLock, mail: &Mail, bug: Bug) -> Worker {
         let what = thread_rng().gen_range(0..8);
         let wakes = match what {
             0 => {
-                worker.leave(now);
-                worker.wake(false, now, &mut store)
+                worker.leave();
+                worker.wake(false, &mut store)
             }
             1 => {
                 mail.lock().expect("no worker has panicked").retain(|woken| *woken != worker.id());
-                worker.wake(true, now, &mut store)
+                worker.wake(true, &mut store)
             }
-            2 => worker.wake(false, now, &mut store),
+            2 => worker.wake(false, &mut store),
             _ => worker.arrive(Priority::ALL[thread_rng().gen_range(0..4)], now, &mut store),
         };
         mail.lock().expect("no worker has panicked").extend(wakes);

@@ -2,25 +2,52 @@
 //!
 //! | number | what must hold |
 //! | --- | --- |
-//! | I1, I5 | what the ledger says of its tokens is what time brought and grants took, to the token |
-//! | I2 | never more tokens than capacity and rate allow, in any window |
+//! | I1, I5 | what the ledger says of its tokens is what time brought and grants and router retries took, to the token |
+//! | I2 | never more tokens than capacity and rate allow, in any window; each request that goes on has its own |
 //! | I3 | each request ends in exactly one way |
-//! | I4 | no grant twice or after the end, no host call on behalf of a stream that is gone |
+//! | I4 | no grant twice, after the end or while its connection closes; no host call for a stream that is gone |
 //! | I6, I7, I9 | priority within a worker, across workers, and first come first served |
 //! | I8 | whoever waits is granted or refused in the end, and not long after the deadline |
 //! | I10 | a token that is there does not lie idle while someone waits |
 //! | I11 | no grant after the deadline, and a refusal soon after it |
 //! | I13 | lost swaps end: in a bounded number of tries for one, and in a success for some worker |
-//! | I12, I20 | gauges equal a recount, outcomes add up |
+//! | I12, I20 | gauges equal a recount; outcomes, answers and retries add up |
 //! | I14 | a record that can't be read is begun anew without a gift of tokens |
 //! | I15 | a reload is taken up, and brings no tokens |
 //! | I17, I18 | I8 and I10 hold after a step back of the clock, and after a crash |
-//! | I16 | the retreat keeps its bounds, and its gate |
+//! | I16 | the rate controller acts on refusals and on nothing else, and keeps its bounds and its gate |
 //! | I19 | what is not metered passes untouched |
+//! | I21 | shadow mode holds nobody and refuses nobody, and accounts for everybody |
+//! | I22 | the console answers, tells what the gauges tell, and a change holds from its swap on |
 
 use crate::plan::{MILLI, SECOND, Settings, TOKEN};
 use crate::state::{Phase, State};
 use std::collections::VecDeque;
+
+/// Whether requests of slowed models take part in the order across workers, and aging is `arrived + level × aging`: off
+/// until the core orders them so.
+pub const NEW_ORDER: bool = true;
+
+/// Whether attempts of Envoy's router are charged too when Envoy itself answers in the end: off until the filter does.
+pub const LOCAL_REPLIES_CHARGED: bool = true;
+
+/// Whether what router retries took in advance is paid before the bucket is cut to its capacity: off while a debt survives
+/// however long a time without requests.
+pub const DEBTS_ARE_PAID: bool = true;
+
+/// Whether a change of the rules that brings tokens at once leaves the best request its grace: off while those tokens count as
+/// due since long ago, so that whoever looks first gets them.
+pub const CHANGES_KEEP_ORDER: bool = true;
+
+/// Whether the end of shadow mode takes those who have gone out of the queue before tokens are given to anybody: off while
+/// each worker's first look after it may spend tokens on them.
+pub const SHADOW_ENDS_AT_ONCE: bool = true;
+
+/// Whether a model that is no longer slowed leaves the gauge when nobody asks for it: off while only requests let it go.
+pub const MODELS_COME_BACK_AT_REST: bool = true;
+
+/// Whether a request that is granted and not sent gives its token back: off until the core refunds it.
+pub const REFUNDS: bool = true;
 
 /// A broken invariant.
 #[derive(Clone, Debug)]
@@ -29,7 +56,7 @@ pub struct Violation {
     pub what: String,
 }
 
-/// The last word of a VM on the ledger in its running callback.
+/// The last word of a VM on a limit's ledger in its running callback.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Commit {
     pub number: u64,
@@ -37,49 +64,94 @@ pub struct Commit {
     pub at: u64,
 }
 
-/// What the checks keep in mind.
+/// What the checks keep in mind of one limit.
 #[derive(Default)]
-pub struct Checks {
-    pub first: Option<Violation>,
-    /// The bucket as it would be if the upstream never slowed anyone down, in the units of [`TOKEN`].
+pub struct Limit {
+    /// The bucket as it would be if the upstream never slowed anyone down, in the units of [`TOKEN`]; below zero what
+    /// router retries have taken in advance.
     pub level: i64,
     pub level_at: u64,
     pub ready_since: u64,
     pub rate: i64,
     pub capacity: i64,
-    pub rate_max: i64,
-    pub rate_min_floor: i64,
-    pub capacity_max: i64,
-    pub commits: u64,
+    /// The active settings, and those of the configuration.
+    pub settings: Settings,
+    pub configured: Settings,
+    /// Whether an operator has ever changed them.
+    pub posted: bool,
+    /// All settings that have been active, and from when on.
+    pub versions: Vec<(u64, Settings)>,
+    /// When the last change came, and whether one is just coming: then either may be active.
+    pub changed_at: u64,
+    pub in_flux: bool,
+    /// The number of the last change of the ledger.
+    pub commit: u64,
     /// Since when a token has been there; the bound of I10 counts from here or later.
     pub last_grant: u64,
     pub gate_until: u64,
     pub gate_commit: u64,
+    /// The same for answers that left the controller at full speed.
+    pub pause_until: u64,
+    /// Whether the upstream has ever refused anything.
     pub throttled: bool,
+    /// Whether some model may be slowed; and how many of its answers are just coming.
+    pub slowed: Vec<bool>,
+    pub coming: Vec<u32>,
+    /// Whether it has ever been: what a worker says of its head of line may be older than what is known of the model.
+    pub ever_slowed: Vec<bool>,
+    /// Since when the gauges have said that the rate is the configured one.
+    pub normal_since: Option<u64>,
+    /// When the last refusal came that was no stale one.
+    pub cut_at: u64,
+    /// Since when one request at a time may be tried, and when the last one was.
+    pub half_open: Option<(u64, u64)>,
     /// Whether the ledger is unreadable and nobody has found out yet.
     pub corrupt: bool,
-    /// Whether the count on the board may differ from the recount, since a fault has touched the board.
-    pub board_touched: bool,
-    pub settings: Option<Settings>,
-    /// Whether what there was before may be in force still.
+    pub begun_anew: bool,
+    /// Whether router retries took more than there was.
+    pub overdrawn: bool,
+    /// Until when tokens went to router retries at the most, if none was there.
+    pub paid_at: u64,
+    /// When requests were sent, oldest first, and from when on the filter knows of them.
+    pub sent_at: VecDeque<u64>,
+    pub window_from: u64,
+    /// How many requests asked for a token.
+    pub asked: i64,
+}
+
+/// What the checks keep in mind.
+#[derive(Default)]
+pub struct Checks {
+    pub first: Option<Violation>,
+    pub limits: Vec<Limit>,
+    pub commits: u64,
+    /// Whether the count on the workers' lines may differ from the recount, since a fault has touched them.
+    pub lines_touched: bool,
+    /// Whether what there was before may be active still.
     pub lenient: bool,
-    /// Whether there has been another configuration, a crash, a step back of the clock, a corrupted record.
+    /// Whether there has been another configuration, a crash, a step back of the clock.
     pub reloaded: bool,
-    /// When the configuration in use came.
-    pub configured_at: u64,
     pub crashed: bool,
     pub stepped_back: bool,
-    pub begun_anew: bool,
     /// How many swaps in a row were lost by all workers together.
     pub lost_in_a_row: u64,
-    /// When the last grants were made, oldest first.
-    pub granted_at: VecDeque<u64>,
+    /// The worker on which a connection is being closed.
+    pub closing: Option<usize>,
     pub worst_idle: u64,
-    pub arrivals: [u64; 4],
     pub grants: u64,
 }
 
-impl Checks {
+impl Limit {
+    /// A limit at the start.
+    pub fn new(settings: Settings, models: usize) -> Self {
+        let mut limit = Self { configured: settings, normal_since: Some(0), ..Self::default() };
+        (limit.slowed, limit.coming) = (vec![false; models], vec![0; models]);
+        limit.ever_slowed = vec![false; models];
+        limit.change(settings, 0);
+        limit.level = limit.capacity * TOKEN;
+        limit
+    }
+
     /// Lets time pass in the reference bucket.
     pub fn refill(&mut self, at: u64) {
         if at > self.level_at {
@@ -99,6 +171,77 @@ impl Checks {
         let missing = TOKEN - self.level;
         if missing <= 0 { self.ready_since } else { self.level_at + (missing as u64).div_ceil(self.rate.max(1) as u64) }
     }
+
+    /// Whether router retries may have taken tokens in advance, and that is not paid as it should.
+    pub fn is_in_debt(&self) -> bool {
+        !DEBTS_ARE_PAID && (self.overdrawn || (self.throttled && self.paid_at > 0))
+    }
+
+    /// Other settings may become active, and any of those before may be.
+    pub fn may_change(&mut self, new: Settings, at: u64) {
+        self.refill(at);
+        self.versions.push((at, new));
+        self.rate = self.most(|settings| settings.rate_rpm) as i64;
+        self.capacity = self.most(|settings| settings.capacity) as i64;
+        (self.gate_until, self.pause_until, self.half_open) = (0, 0, None);
+    }
+
+    /// Other settings become active.
+    pub fn change(&mut self, new: Settings, at: u64) {
+        self.refill(at);
+        if new.window != self.settings.window || !new.retreat {
+            self.half_open = None;
+        }
+        if new.window != self.settings.window {
+            // Of what lay before the old window nothing is known.
+            let known = if self.settings.window == 0 { at } else { at.saturating_sub(self.settings.window) };
+            self.window_from = self.window_from.max(known);
+        }
+        if !new.retreat {
+            (self.gate_until, self.pause_until) = (0, 0);
+        }
+        self.rate = new.rate_rpm as i64;
+        self.capacity = new.capacity as i64;
+        self.level = self.level.min(self.capacity * TOKEN);
+        self.settings = new;
+        self.versions.push((at, new));
+        self.changed_at = at;
+    }
+
+    /// The greatest of a number over all settings that have been active.
+    pub fn most(&self, of: impl Fn(&Settings) -> u64) -> u64 {
+        self.versions.iter().map(|(_, settings)| of(settings)).max().unwrap_or(0)
+    }
+
+    /// Whether a worker may act on shadow mode without having read that it is on: where the host refuses, it has what it knew.
+    pub fn is_shadow_unsure(&self, refusals: u64) -> bool {
+        refusals > 0 && self.ever(|settings| settings.shadow)
+    }
+
+    /// Whether any of the settings that have been active has this.
+    pub fn ever(&self, of: impl Fn(&Settings) -> bool) -> bool {
+        self.versions.iter().any(|(_, settings)| of(settings))
+    }
+
+    /// Router retries take tokens, those that are there and then up to a bucketful of the next ones.
+    pub fn charge(&mut self, retries: u64, at: u64, lenient: bool) {
+        self.refill(at);
+        self.sent_at.extend((0..retries).map(|_| at));
+        if self.overdrawn && !DEBTS_ARE_PAID {
+            // How much of the bucketful is left for debts is not known.
+            return;
+        }
+        let least = self.versions.iter().map(|(_, settings)| settings.capacity as i64).min().unwrap_or(0);
+        let bound = if lenient { least } else { self.capacity };
+        let owed = (-self.level.div_euclid(TOKEN)).max(0);
+        let there = self.level + owed * TOKEN;
+        let total = owed + retries as i64;
+        let paid = total.min(there / TOKEN);
+        // What stays owed is bounded, not what is paid at once.
+        self.level = there - paid * TOKEN - (total - paid).min(bound.max(owed)) * TOKEN;
+        self.overdrawn |= self.level < 0;
+        self.paid_at = self.paid_at.max(at) + retries * TOKEN as u64 / self.rate as u64;
+    }
 }
 
 impl State {
@@ -115,7 +258,7 @@ impl State {
     fn blamed(&self, number: &'static str) -> &'static str {
         let checks = &self.checks;
         match number {
-            "I2" if checks.begun_anew => "I14",
+            "I2" if checks.limits.iter().any(|limit| limit.begun_anew) => "I14",
             "I2" if checks.reloaded => "I15",
             "I8" | "I10" if checks.stepped_back => "I17",
             "I8" | "I10" if checks.crashed => "I18",
@@ -126,50 +269,119 @@ impl State {
     /// The order key of a request as the filter defines it: lane with aging, then time of arrival.
     fn key(&self, r: usize, at: u64) -> (u64, u64) {
         let request = &self.requests[r];
-        let settings = self.checks.settings.unwrap_or(self.plan.settings);
-        let rank = if request.fallback {
-            4 + request.priority as u64
-        } else {
-            let climbed = settings.aging.map_or(0, |step| at.saturating_sub(request.arrived) / step);
-            (request.priority as u64).saturating_sub(climbed)
-        };
-        (rank, request.arrived)
+        let (level, aging) = (request.priority as u64, self.checks.limits[request.limit].settings.aging);
+        match (request.fallback, aging) {
+            (true, _) if NEW_ORDER => (u64::MAX, 4 + level),
+            (false, Some(aging)) if NEW_ORDER => (0, request.arrived + level * aging),
+            (true, _) => (4 + level, request.arrived),
+            (false, None) => (level, request.arrived),
+            (false, Some(aging)) => (level.saturating_sub(at.saturating_sub(request.arrived) / aging), request.arrived),
+        }
     }
 
-    /// A request was granted by the decision `commit`.
+    /// The shortest and the longest time that a request may wait, under whatever settings its worker may have known while
+    /// it waited until `until`.
+    pub fn timeouts(&self, r: usize, until: u64) -> (u64, u64) {
+        let request = &self.requests[r];
+        let versions = &self.checks.limits[request.limit].versions;
+        let slack =
+            if self.plan.is_calm() { 10 * MILLI } else { self.lateness() + 3 * SECOND + self.plan.faults.stalls };
+        let ends = versions.iter().skip(1).map(|(from, _)| from + slack).chain([u64::MAX]);
+        let spans = versions
+            .iter()
+            .zip(ends)
+            .filter(|((from, _), end)| self.checks.lenient || (*from <= until + slack && *end >= request.arrived));
+        let waits = spans.map(|((_, settings), _)| settings.timeout(request.priority, request.fallback));
+        waits.fold((u64::MAX, 0), |(least, most), wait| (least.min(wait), most.max(wait)))
+    }
+
+    /// A token of a limit was granted by the decision `commit`.
+    pub fn check_token(&mut self, l: usize, commit: Commit) {
+        let refunds = self.plan.world.local > 0 || self.plan.world.uploads > 0;
+        let limit = &mut self.checks.limits[l];
+        limit.refill(commit.at);
+        limit.level -= TOKEN;
+        limit.last_grant = self.now;
+        self.checks.grants += 1;
+        let (level, number) = (limit.level, commit.number);
+        // Open: a swap that charges or gives back a token may grant one too, and which came first in it is not seen here.
+        let unsure = if limit.overdrawn || limit.paid_at > 0 || limit.begun_anew || refunds { TOKEN } else { 0 };
+        if number == 0 {
+            self.broken("I2", format!("limit {l} grants a token without a change of its ledger"));
+        } else if level < -unsure {
+            let level = level as f64 / TOKEN as f64;
+            self.broken("I2", format!("a grant of limit {l} leaves {level} tokens"));
+        }
+        self.check_window(l, commit.at);
+        let (touched, limit) = (self.checks.lines_touched, &self.checks.limits[l]);
+        // In shadow mode requests go although the gate is shut, and their answers may open it.
+        let is_gated = !touched && !limit.ever(|settings| settings.shadow);
+        if commit.at < limit.gate_until && number > limit.gate_commit && is_gated {
+            self.broken("I16", format!("limit {l} grants while retry-after holds everyone back"));
+        }
+        self.check_trial(l, commit);
+    }
+
+    /// A callback has granted so many more tokens than it has let requests go.
+    pub fn check_pairs(&mut self, vm: usize, l: usize, tokens: i64) {
+        let limit = &self.checks.limits[l];
+        let after_shadow = !SHADOW_ENDS_AT_ONCE
+            && limit.ever(|settings| settings.shadow)
+            && self.now < limit.changed_at + 3 * SECOND + self.plan.faults.stalls;
+        if limit.is_shadow_unsure(self.plan.faults.refusals) {
+            return;
+        }
+        if tokens < 0 {
+            self.broken("I2", format!("worker {vm} lets requests of limit {l} go without tokens"));
+        } else if !after_shadow {
+            self.broken("I5", format!("worker {vm} grants tokens of limit {l} that nobody gets"));
+        }
+    }
+
+    /// While the gate is half open single requests are tried, a part of a window apart.
+    fn check_trial(&mut self, l: usize, commit: Commit) {
+        let limit = &mut self.checks.limits[l];
+        let Some((from, last)) = limit.half_open else { return };
+        if commit.number <= from {
+            return;
+        }
+        let apart = limit.settings.counting_window() / 8;
+        limit.half_open = Some((from, commit.at));
+        if last > 0 && commit.at + 1 < last + apart && !limit.ever(|settings| settings.shadow) {
+            let what = format!("limit {l} tries two requests within {} us, half open", commit.at.saturating_sub(last));
+            self.broken("I16", what);
+        }
+    }
+
+    /// A request goes on, by the decision `commit`.
     pub fn check_grant(&mut self, r: usize, commit: Commit) {
-        let (worker, phase) = (self.requests[r].worker, self.requests[r].phase);
+        let (worker, phase, l) = (self.requests[r].worker, self.requests[r].phase, self.requests[r].limit);
         if phase != Phase::Waiting {
             self.broken("I4", format!("request {r} is granted while {phase:?}"));
             return;
         }
-        self.checks.refill(commit.at);
-        self.checks.level -= TOKEN;
-        self.checks.last_grant = self.now;
-        self.checks.grants += 1;
-        if self.checks.level < 0 {
-            let level = self.checks.level as f64 / TOKEN as f64;
-            self.broken("I2", format!("granting request {r} leaves {level} tokens"));
+        if self.checks.closing == Some(worker) {
+            self.broken("I4", format!("request {r} is granted while connections of its worker close"));
         }
-        self.check_window(r, commit.at);
-        if commit.at < self.checks.gate_until && commit.number > self.checks.gate_commit && !self.checks.board_touched {
-            self.broken("I16", format!("request {r} is granted while retry-after holds everyone back"));
-        }
-        let patience = self.plan.settings.patience(self.requests[r].priority, self.requests[r].fallback);
+        let (_, timeout) = self.timeouts(r, commit.at);
         // A callback that began in time may end a little later, since others run inside it.
         let raced = if self.plan.races > 0 { 20 * MILLI } else { 0 };
-        if commit.at >= self.requests[r].arrived + patience + raced + 2 * self.behind_slack() {
+        if commit.at >= self.requests[r].arrived + timeout + raced + 2 * self.behind_slack() {
             self.broken("I11", format!("request {r} is granted after its deadline"));
         }
-        if !self.plan.is_calm() || self.checks.board_touched {
+        let limit = &self.checks.limits[l];
+        let just_changed = limit.versions.len() > 1 && commit.at < limit.changed_at + 35 * MILLI;
+        if !self.plan.is_calm() || self.checks.lines_touched || (just_changed && !CHANGES_KEEP_ORDER) {
             return;
         }
         let mine = self.key(r, commit.at);
         let better = self.waiting.iter().copied().find(|q| {
             let other = &self.requests[*q];
             *q != r
+                && other.limit == l
                 && other.published.is_some_and(|published| published < commit.number)
-                && (other.worker == worker || !self.desks[other.worker].committed)
+                && (other.worker == worker || !self.desks[other.worker].committed[l])
+                && self.may_be_compared(r, *q)
                 && self.key(*q, commit.at) < mine
         });
         if let Some(q) = better {
@@ -186,33 +398,48 @@ impl State {
         }
     }
 
-    /// No window of the configured length holds more grants than its quota, at the highest rate there has been.
-    fn check_window(&mut self, r: usize, at: u64) {
-        let window = self.plan.settings.window;
-        if window == 0 {
+    /// Whether `q` must not be overtaken by `r`, which goes: its model goes as fast as the account, or is that of `r`, so
+    /// that it may go too.
+    fn may_be_compared(&self, r: usize, q: usize) -> bool {
+        let (r, q) = (&self.requests[r], &self.requests[q]);
+        let limit = &self.checks.limits[q.limit];
+        if !NEW_ORDER && r.worker != q.worker && q.model.is_some_and(|model| limit.ever_slowed[model]) {
+            return false;
+        }
+        let is_slowed = q.model.is_some_and(|model| limit.slowed[model]);
+        !is_slowed || (r.model == q.model && (r.worker == q.worker || NEW_ORDER))
+    }
+
+    /// No window of the configured length holds more requests than its quota when one is granted.
+    fn check_window(&mut self, l: usize, at: u64) {
+        let lenient = self.checks.lenient;
+        let limit = &mut self.checks.limits[l];
+        let (window, longest) = (limit.settings.window, limit.most(|settings| settings.window));
+        limit.sent_at.push_back(at);
+        while limit.sent_at.front().is_some_and(|first| first + 2 * longest <= at) {
+            limit.sent_at.pop_front();
+        }
+        // Of what was granted before a record broke, nothing is known.
+        if window == 0 || limit.begun_anew || (lenient && limit.ever(|settings| settings.window != window)) {
             return;
         }
-        let granted = &mut self.checks.granted_at;
-        granted.push_back(at);
-        while granted.front().is_some_and(|first| first + 2 * window <= at) {
-            granted.pop_front();
-        }
-        let quota = (self.checks.rate_max as u64 * window / (60 * SECOND)).max(1);
-        let count = granted.iter().filter(|other| **other + window > at).count();
-        // Of what was granted before a record broke, nothing is known.
-        if count as u64 > quota && !self.checks.begun_anew {
-            self.broken("I2", format!("request {r} is grant {count} in a window that may hold {quota}"));
+        let quota = if lenient { limit.most(Settings::quota) } else { limit.settings.quota() };
+        let from = limit.window_from;
+        let count = limit.sent_at.iter().filter(|other| **other + window > at && **other >= from).count();
+        if count as u64 > quota {
+            self.broken("I2", format!("limit {l} sends {count} in a window that may hold {quota}"));
         }
     }
 
-    /// Until when the window may hold everyone back.
-    fn window_open_at(&self) -> u64 {
-        let settings = &self.plan.settings;
-        if settings.window == 0 || (self.checks.granted_at.len() as u64) < settings.quota() {
+    /// Until when the window may hold everyone of a limit back.
+    fn window_open_at(limit: &Limit) -> u64 {
+        let (settings, count) = (&limit.settings, limit.sent_at.len() as u64);
+        if settings.window == 0 || count < settings.quota() {
             return 0;
         }
-        let from = self.checks.granted_at.len() - settings.quota() as usize;
-        self.checks.granted_at[from] + settings.window + settings.window / 40
+        // What another window has counted may be as much later as its sub-windows are long.
+        let carried = limit.most(|settings| settings.window) / 30;
+        limit.sent_at[(count - settings.quota()) as usize] + settings.window + settings.window / 40 + carried
     }
 
     /// By how much times may be off because the clock stepped back.
@@ -231,20 +458,32 @@ impl State {
         base + refusals + 3 * f.late_ticks + 4 * self.behind_slack() + reload
     }
 
+    /// How much later than at once a worker learns of other settings.
+    fn news(&self) -> u64 {
+        let f = &self.plan.faults;
+        if f.lost_wakes > 0 || f.refusals > 0 { 2_100 * MILLI } else { 0 }
+    }
+
     /// Looks, just before time goes on to `until`, whether anything has been let lie too long.
     pub fn check_waiting(&mut self, until: u64) {
         let lateness = self.lateness();
-        let mut since = u64::MAX;
+        let mut since = [u64::MAX; crate::plan::LIMITS_MAX];
         let mut late = None;
+        let mut held = None;
         for r in &self.waiting {
             let request = &self.requests[*r];
-            let awake = self.desks[request.worker].stalled_until;
-            if request.published.is_some() {
-                since = since.min(request.published_at.max(awake));
+            let (awake, limit) = (self.desks[request.worker].stalled_until, &self.checks.limits[request.limit]);
+            if request.published.is_some() && !request.model.is_some_and(|model| limit.slowed[model]) {
+                since[request.limit] = since[request.limit].min(request.published_at.max(awake));
             }
-            let deadline = request.arrived + self.plan.settings.patience(request.priority, request.fallback);
+            let deadline = request.arrived + self.timeouts(*r, until).1;
             if until > deadline.max(awake) + lateness {
                 late = Some(*r);
+            }
+            let from = request.arrived.max(limit.changed_at).max(awake);
+            let sure = !self.checks.lenient && !limit.corrupt && self.plan.faults.refusals == 0;
+            if limit.settings.shadow && sure && until > from + lateness + self.news() {
+                held = Some(*r);
             }
         }
         if let Some(r) = late {
@@ -256,83 +495,142 @@ impl State {
             );
             self.broken("I8", what);
         }
-        // While an older configuration may be in force its rate is not known; nor what a clock that stepped back has cost at
+        if let Some(r) = held {
+            self.broken("I21", format!("request {r} is held in shadow mode"));
+        }
+        // While an older configuration may be active its rate is not known; nor what a clock that stepped back has cost at
         // an older rate.
-        let unsure = self.checks.lenient || (self.checks.stepped_back && self.checks.reloaded);
-        if since != u64::MAX && !self.checks.throttled && !self.checks.corrupt && !unsure {
-            let from = since
-                .max(self.checks.configured_at)
-                .max(self.window_open_at())
-                .max(self.checks.ready_at())
-                .max(self.checks.last_grant);
+        if self.checks.lenient || (self.checks.stepped_back && self.checks.reloaded) {
+            return;
+        }
+        for (l, since) in since.into_iter().enumerate().filter(|(_, since)| *since != u64::MAX) {
+            let limit = &self.checks.limits[l];
+            let mut from = since
+                .max(limit.changed_at + if limit.versions.len() > 1 { self.news() } else { 0 })
+                .max(Self::window_open_at(limit))
+                .max(limit.ready_at())
+                .max(limit.last_grant);
+            if limit.throttled {
+                // What the bucket has is not known, but at full speed a token comes in time all the same.
+                let Some(normal) = limit.normal_since.filter(|_| !self.checks.stepped_back) else { continue };
+                let token = TOKEN as u64 / limit.rate as u64;
+                if limit.versions.len() > 1 {
+                    from = from.max(limit.changed_at + token);
+                }
+                let trial = limit.settings.counting_window() / 8;
+                from = from
+                    .max(normal + token)
+                    .max(limit.last_grant + token.max(trial))
+                    .max(limit.pause_until)
+                    .max(limit.paid_at + token);
+            }
+            let (rate, most) = (limit.rate as u64, limit.most(|settings| settings.rate_rpm));
             let idle = until.saturating_sub(from);
+            // Open: how often a refused decision is tried again, and what is due where retries meet a rate that is slowed.
+            let open =
+                self.plan.faults.refusals > 0 || (limit.throttled && (limit.paid_at > 0 || self.plan.world.local > 0));
+            if limit.corrupt || limit.is_in_debt() || open {
+                continue;
+            }
             self.checks.worst_idle = self.checks.worst_idle.max(idle);
             // While a new configuration came, time may have been paid for at the old rate or at the new one.
-            let unsure = if self.checks.reloaded {
-                6 * MILLI * self.checks.rate_max as u64 / self.checks.rate as u64
-            } else {
-                0
-            };
+            let unsure = if self.checks.reloaded { 6 * MILLI * most / rate } else { 0 };
             if idle > lateness + unsure {
-                self.broken("I10", format!("a token lies idle for {idle} us while someone waits"));
+                self.broken("I10", format!("a token of limit {l} lies idle for {idle} us while someone waits"));
             }
         }
     }
 
-    /// The gauges against a recount. Exact when no fault has touched the board.
+    /// The gauges against a recount. Exact when no fault has touched the workers' lines.
     pub fn check_gauges(&mut self) {
-        let mut total = 0;
-        for priority in PRIORITIES {
-            let value = self.metric(&format!("limit=.=nvidia;.;priority=.={priority};.;nimgate_queue_length"));
-            if value < 0 {
-                self.broken("I12", format!("the queue length of {priority} is {value}"));
+        for l in 0..self.plan.limits.len() {
+            let mut total = 0;
+            for priority in PRIORITIES {
+                let value = self.limit_metric(l, &format!("priority=.={priority};.;nimgate_queue_length"));
+                if value < 0 {
+                    self.broken("I12", format!("the queue length of {priority} is {value}"));
+                }
+                total += value;
             }
-            total += value;
-        }
-        let outside = self.metric("limit=.=nvidia;.;nimgate_fallback_length");
-        if outside < 0 {
-            self.broken("I12", format!("the number outside the queue is {outside}"));
-        }
-        if !self.plan.is_calm() || self.checks.board_touched {
-            return;
-        }
-        let untold: i64 = self.desks.iter().map(|desk| desk.untold).sum();
-        let recount = self.waiting.len() as i64 + untold;
-        if total + outside != recount {
-            let what = format!("gauges say {total} + {outside} wait, a recount says {recount}");
-            self.broken("I12", what);
-        }
-        let queue_max = self.plan.settings.queue_max as i64;
-        if total > queue_max || outside > queue_max {
-            self.broken("I12", format!("{total} in the queue and {outside} outside it, of {queue_max} each"));
+            let outside = self.limit_metric(l, "nimgate_fallback_length");
+            if outside < 0 {
+                self.broken("I12", format!("the number outside the queue is {outside}"));
+            }
+            let limit = &self.checks.limits[l];
+            // In shadow mode those are in the queue who have long gone.
+            if !self.plan.is_calm() || self.checks.lines_touched || limit.ever(|settings| settings.shadow) {
+                continue;
+            }
+            let untold: i64 = self.desks.iter().map(|desk| desk.untold[l]).sum();
+            let recount = self.waiting.iter().filter(|r| self.requests[**r].limit == l).count() as i64 + untold;
+            let queue_max = limit.most(|settings| settings.queue_max) as i64;
+            if total + outside != recount {
+                let what = format!("gauges of limit {l} say {total} + {outside} wait, a recount says {recount}");
+                self.broken("I12", what);
+            }
+            if total > queue_max || outside > queue_max {
+                self.broken("I12", format!("{total} in the queue and {outside} outside it, of {queue_max} each"));
+            }
         }
     }
 
-    /// What the ledger says of its tokens against the reference bucket, to the token. A fault-free run whose upstream has
-    /// never refused anything has one rate, so both must agree exactly.
+    /// What the ledgers say of their tokens against the reference buckets, to the token. A fault-free run whose upstream
+    /// has never refused anything has one rate, so both must agree exactly.
     pub fn check_tokens(&mut self) {
-        let Some((available, at, number)) = self.looked.take() else { return };
-        let unknown = self.checks.throttled || self.checks.board_touched || self.plan.settings.window > 0;
-        if !self.plan.is_calm() || unknown || number != self.checks.commits {
-            return;
-        }
-        self.checks.refill(at);
-        let expected = self.checks.level.div_euclid(TOKEN);
-        if available > expected {
-            self.broken("I1", format!("the ledger has {available} tokens, of {expected} that can be there"));
-        } else if available < expected {
-            self.broken("I5", format!("the ledger has {available} tokens, so of {expected} some went to nobody"));
+        // Open: to which of the swaps of a callback the retries belong that it charges.
+        let retries = self.plan.world.retries > 0;
+        for (l, available, at, number) in std::mem::take(&mut self.looked) {
+            let calm = self.plan.is_calm() && !self.checks.lines_touched;
+            let limit = &mut self.checks.limits[l];
+            if !calm || limit.throttled || limit.ever(|settings| settings.window > 0) || number != limit.commit {
+                continue;
+            }
+            // One who looked earlier than another says less.
+            let overdrawn = limit.overdrawn || retries || at < limit.level_at;
+            let unsure = i64::from(retries);
+            limit.refill(at);
+            let expected = limit.level.div_euclid(TOKEN).max(0);
+            if available > expected + unsure {
+                let what = format!("the ledger of limit {l} has {available} tokens, of {expected} that can be there");
+                self.broken("I1", what);
+            } else if available < expected && !overdrawn {
+                let what =
+                    format!("the ledger of limit {l} has {available} tokens, so of {expected} some went to nobody");
+                self.broken("I5", what);
+            }
         }
     }
 
-    /// A gauge was set.
-    pub fn check_record(&mut self, name: &str, value: i64) {
-        let checks = &self.checks;
-        if name.ends_with("nimgate_effective_rpm") && (value > checks.rate_max || value < checks.rate_min_floor) {
-            let what = format!("the effective rate is {value}");
-            self.broken("I16", what);
-        } else if name.ends_with("nimgate_tokens_available") && value > checks.capacity_max {
-            self.broken("I12", format!("{value} tokens are in the bucket"));
+    /// A gauge of a limit was set; `current` says whether by someone who knew the last change.
+    pub fn check_record(&mut self, l: usize, name: &str, value: i64, current: bool) {
+        let (now, lenient) = (self.now, self.checks.lenient);
+        let limit = &mut self.checks.limits[l];
+        let (most, base) = (limit.most(|settings| settings.rate_rpm) as i64, limit.settings.rate_rpm as i64);
+        let floor = limit.versions.iter().map(|(_, settings)| settings.floor_rpm).min().unwrap_or(0) as i64;
+        let exact = current && !lenient && !limit.in_flux && !limit.throttled;
+        if name.ends_with("nimgate_effective_rpm") {
+            if value > most || value < floor || (exact && value != base) {
+                self.broken("I16", format!("the effective rate of limit {l} is {value}, of {base} configured"));
+            }
+        } else if name.ends_with("nimgate_retreat_state") && current {
+            if value == 0 && limit.normal_since.is_none() {
+                // What was asked for before is over: the way back has ended, or it was another's fault.
+                limit.pause_until = 0;
+            }
+            limit.normal_since = if value == 0 { limit.normal_since.or(Some(now)) } else { None };
+            if value != 0 && exact {
+                self.broken("I16", format!("limit {l} is slowed down, and nothing was refused"));
+            }
+        } else if name.ends_with("nimgate_models_slowed") && current {
+            if value == 0 {
+                let none_comes = limit.coming.iter().map(|coming| *coming == 0);
+                limit.slowed.iter_mut().zip(none_comes).for_each(|(slowed, clear)| *slowed &= !clear);
+            } else if value > limit.slowed.iter().filter(|slowed| **slowed).count() as i64 {
+                self.broken("I16", format!("limit {l} slows down {value} models, and fewer were refused"));
+            }
+        } else if name.ends_with("nimgate_tokens_available") && value > limit.most(|settings| settings.capacity) as i64
+        {
+            self.broken("I12", format!("{value} tokens are in the bucket of limit {l}"));
         }
     }
 }

@@ -1,42 +1,40 @@
 //! What clients and the upstream do, and the callbacks that this leads to.
 
-use crate::checks::Commit;
+use crate::host::OfLimit;
 use crate::mutant::Mutant;
-use crate::plan::{MILLI, Plan, SECOND};
+use crate::plan::LIMITS_MAX;
+use crate::plan::{HOSTS, MILLI, NAMES, Plan, SECOND};
 use crate::rng::Rng;
-use crate::state::{End, Event, Kind, Phase, Request};
+use crate::state::{End, Ending, Event, Kind, Phase, Request};
 use crate::world::World;
 use std::rc::Rc;
 
 /// Draws a client's request.
 pub fn draw(rng: &mut Rng, plan: &Plan, r: usize) -> Request {
     let probe = r >= plan.requests as usize;
-    let kind = match (rng.chance(plan.passing), rng.chance(plan.bodies)) {
+    let kind = match (rng.chance(plan.passing) && !probe, rng.chance(plan.bodies)) {
         (true, _) => Kind::Passing,
         (false, true) => Kind::Model,
         (false, false) => Kind::Host,
     };
     let worker = if probe { r % plan.workers } else { rng.between(0, plan.workers as u64 - 1) as usize };
+    let drawn = rng.between(0, plan.limits.len() as u64 - 1) as usize;
+    // Probes ask every limit, so that each shows what it has at rest.
+    let limit = if probe { r / plan.workers % plan.limits.len() } else { drawn };
+    let model = rng.between(0, plan.world.models.len() as u64 - 1) as usize;
+    let has_body = rng.chance(plan.world.uploads);
+    let body = match kind {
+        Kind::Model => format!("{{\"messages\":[],\"model\":\"{}/m{model}\"}}", NAMES[limit]).into_bytes(),
+        Kind::Passing if has_body => br#"{"messages":[],"model":"another/one"}"#.to_vec(),
+        Kind::Host if has_body => b"{\"messages\":[]}".to_vec(),
+        _ => Vec::new(),
+    };
     Request {
-        worker,
-        context: 0,
-        root: 0,
-        connection: 0,
         priority: rng.between(0, 3) as usize,
-        kind,
-        phase: Phase::Unborn,
-        headers: Vec::new(),
-        held: true,
-        body: if kind == Kind::Model { br#"{"messages":[],"model":"nvidia/test"}"#.to_vec() } else { Vec::new() },
-        shown: 0,
-        response: Vec::new(),
-        details: "",
-        arrived: 0,
-        published: None,
-        published_at: 0,
-        fallback: false,
-        sent: 0,
-        status: 0,
+        limit,
+        model: (kind == Kind::Model).then_some(model),
+        ending: rng.pick(&[Ending::Whole, Ending::Whole, Ending::Empty, Ending::Trailers]),
+        ..Request::new(worker, kind, body)
     }
 }
 
@@ -55,13 +53,19 @@ impl World {
                 let wait = state.rng.between(0, 3 * SECOND);
                 state.after(wait, Event::Leave(r));
             }
+            let local = state.plan.world.local / 3;
+            if local > 0 && state.rng.chance(local) {
+                let wait = state.rng.between(0, 3 * SECOND);
+                state.after(wait, Event::Local(r));
+            }
+            let crowded = if state.plan.world.closes > 0 { 950 } else { 300 };
             let vm = state.requests[r].worker;
             let desk = &mut state.desks[vm];
             desk.next_context += 1;
             let (context, current) = (desk.next_context, desk.root);
             desk.contexts.insert(context, Some(r));
             let open = desk.connections.len() as u64;
-            let again = open > 0 && state.rng.chance(300) && r < state.plan.requests as usize;
+            let again = open > 0 && state.rng.chance(crowded) && r < state.plan.requests as usize;
             let (connection, root) = if again {
                 let which = state.rng.between(0, open - 1) as usize;
                 state.desks[vm].connections[which]
@@ -76,7 +80,7 @@ impl World {
             (request.context, request.root, request.phase) = (context, root, Phase::Open);
             request.connection = connection;
             let metered = request.kind == Kind::Host || mutant == Some(Mutant::MeterAll);
-            let host = if metered { "api.test" } else { "other.test" };
+            let host = if metered { HOSTS[request.limit] } else { "other.test" };
             let level = match mutant {
                 Some(Mutant::SwapPriorityOfOne) if vm == 0 => 3 - request.priority,
                 Some(Mutant::SwapPriority) => 3 - request.priority,
@@ -87,7 +91,7 @@ impl World {
             let level = crate::checks::PRIORITIES[level];
             request.headers.push(("x-priority".to_owned(), level.as_bytes().to_vec()));
             request.headers.push(("content-type".to_owned(), b"application/json".to_vec()));
-            let ends = request.kind != Kind::Model;
+            let ends = request.body.is_empty();
             state.note(|| format!("request {r} ({level}) comes to worker {vm} as context {context}"));
             (vm, context, root, ends)
         };
@@ -107,14 +111,22 @@ impl World {
             let mut state = self.state.borrow_mut();
             let piece = state.rng.between(1, 40) as usize;
             let request = &mut state.requests[r];
-            if request.phase != Phase::Open {
+            if !matches!(request.phase, Phase::Open | Phase::Waiting | Phase::Sent) {
                 return;
             }
+            let complete = request.shown == request.body.len();
             request.shown = (request.shown + piece).min(request.body.len());
-            (request.worker, request.context, request.shown, request.shown == request.body.len())
+            let ends = complete || (request.ending == Ending::Whole && request.shown == request.body.len());
+            request.ended |= ends;
+            (request.worker, request.context, request.shown, ends)
         };
-        let with = (context, shown as u32, u32::from(ends));
-        let answer = self.call::<_, u32>(vm, "proxy_on_request_body", context, with);
+        let trailers = ends && self.state.borrow().requests[r].ending == Ending::Trailers;
+        let answer = if trailers {
+            self.call::<_, u32>(vm, "proxy_on_request_trailers", context, (context, 1u32))
+        } else {
+            let with = (context, shown as u32, u32::from(ends));
+            self.call::<_, u32>(vm, "proxy_on_request_body", context, with)
+        };
         self.went(r, answer);
         if !ends {
             let mut state = self.state.borrow_mut();
@@ -124,20 +136,26 @@ impl World {
     }
 
     /// Acts on what a request callback answered.
-    pub fn went(self: &Rc<Self>, r: usize, answer: Option<(u32, Commit, u64)>) {
-        let Some((0, commit, _)) = answer else { return };
-        let (phase, kind) = {
+    pub fn went(self: &Rc<Self>, r: usize, answer: Option<(u32, [OfLimit; LIMITS_MAX])>) {
+        let Some((answer, limits)) = answer else { return };
+        let (phase, kind, sent, l) = {
             let state = self.state.borrow();
-            (state.requests[r].phase, state.requests[r].kind)
+            let request = &state.requests[r];
+            (request.phase, request.kind, request.sent, request.limit)
         };
-        match (phase, kind) {
-            (Phase::Waiting, _) => self.granted(r, commit),
-            (Phase::Open, Kind::Passing) => {
+        match (answer, phase, kind) {
+            (0, Phase::Open, Kind::Passing) => {
                 let mut state = self.state.borrow_mut();
                 state.passed += 1;
                 state.requests[r].phase = Phase::Sent;
             }
-            (Phase::Open, _) => self.state.borrow_mut().broken("I19", format!("request {r} passes unmetered")),
+            (0, Phase::Open, _) => {
+                return self.state.borrow_mut().broken("I19", format!("request {r} passes unmetered"));
+            }
+            (0, Phase::Waiting | Phase::Sent, _) if sent == 0 => {}
+            (1, Phase::Waiting, _) if limits[l].shadow == Some(true) => {
+                return self.state.borrow_mut().broken("I21", format!("request {r} is held in shadow mode"));
+            }
             _ => return,
         }
         self.forward(r);
@@ -146,51 +164,38 @@ impl World {
     pub fn leave(self: &Rc<Self>, r: usize) {
         let end = {
             let state = self.state.borrow();
-            match (state.requests[r].phase, state.requests[r].kind) {
+            let request = &state.requests[r];
+            let keeps = request.sent == 0 && request.shown > 0 && !request.ended;
+            match (request.phase, request.kind) {
                 (Phase::Over(_) | Phase::Unborn | Phase::Answered, _) => return,
-                (Phase::Sent, Kind::Passing) => End::Passed,
-                (Phase::Sent, _) => End::Forwarded,
+                (Phase::Sent | Phase::Answering, Kind::Passing) => End::Passed,
+                // It has its token, and waits for the rest of its body.
+                (Phase::Sent, _) if keeps => End::Left,
+                (Phase::Sent | Phase::Answering, _) => End::Forwarded,
                 (Phase::Open | Phase::Waiting, _) => End::Left,
             }
         };
         self.finish(r, end);
     }
 
-    /// The upstream's answer comes.
-    pub fn answer(self: &Rc<Self>, r: usize) {
-        let (vm, context, end, pause) = {
+    /// A connection closes, and all its streams end one after the other.
+    pub fn close(self: &Rc<Self>, vm: usize) {
+        let crowd: Vec<usize> = {
             let mut state = self.state.borrow_mut();
-            if state.requests[r].phase != Phase::Sent {
+            let count = state.desks[vm].connections.len() as u64;
+            if count == 0 {
                 return;
             }
-            let hidden = state.mutant == Some(Mutant::HideRetryAfter);
-            let pause = state.plan.retry_after;
-            let request = &mut state.requests[r];
-            let status = request.status.max(200);
-            request.details = "via_upstream";
-            request.response = vec![(":status".to_owned(), status.to_string().into_bytes())];
-            let pause = pause.filter(|_| status == 429);
-            if let (Some(pause), false) = (pause, hidden) {
-                let secs = (pause / SECOND).to_string().into_bytes();
-                request.response.push(("retry-after".to_owned(), secs));
-            }
-            let end = if request.kind == Kind::Passing { End::Passed } else { End::Forwarded };
-            (request.worker, request.context, end, pause)
+            let which = state.rng.between(0, count - 1) as usize;
+            let (connection, _) = state.desks[vm].connections.swap_remove(which);
+            state.note(|| format!("connection {connection} of worker {vm} closes"));
+            state.checks.closing = Some(vm);
+            let requests = state.requests.iter().enumerate();
+            requests.filter(|(_, q)| q.worker == vm && q.connection == connection).map(|(r, _)| r).collect()
         };
-        let done = self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, 0u32));
-        // Where the host refused the change nothing was taken in.
-        if let (Some(pause), Some((_, commit, _))) = (pause, done)
-            && commit.number > 0
-        {
-            let mut state = self.state.borrow_mut();
-            let until = commit.at + pause.min(state.plan.settings.retry_after_max);
-            // The clock may lag behind by then, but never run ahead, so the gate is never shorter than this.
-            state.checks.gate_until = state.checks.gate_until.max(until);
-            state.checks.gate_commit = state.checks.gate_commit.max(commit.number.max(1));
+        for r in crowd {
+            self.leave(r);
         }
-        self.call::<_, u32>(vm, "proxy_on_response_body", context, (context, 2u32, 1u32));
-        if !matches!(self.state.borrow().requests[r].phase, Phase::Over(_)) {
-            self.finish(r, end);
-        }
+        self.state.borrow_mut().checks.closing = None;
     }
 }

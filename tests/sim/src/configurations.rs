@@ -2,65 +2,62 @@
 //! back to one that still drains.
 
 use crate::mutant::Mutant;
-use crate::plan::{MILLI, SECOND, Settings, TOKEN};
+use crate::plan::{MILLI, Settings, json};
 use crate::state::{Desk, Event};
 use crate::world::World;
 use std::rc::Rc;
 
 impl World {
     /// A configuration comes: a throw-away VM tries it, unless one has before. The VMs take it up later.
-    pub fn reload(self: &Rc<Self>, new: Settings) {
+    pub fn reload(self: &Rc<Self>, new: Vec<Settings>) {
         let canary = self.vms.len() - 1;
-        let is_new = {
+        {
             let mut state = self.state.borrow_mut();
             let now = state.now;
-            let checks = &mut state.checks;
-            checks.refill(now);
-            // While the change is on its way either may hold.
-            checks.rate = checks.rate.max(new.rate_rpm as i64);
-            checks.capacity = checks.capacity.max(new.capacity as i64);
-            checks.rate_max = checks.rate_max.max(new.rate_rpm as i64);
-            checks.rate_min_floor = checks.rate_min_floor.min(new.floor_rpm as i64);
-            checks.capacity_max = checks.capacity_max.max(new.capacity as i64);
-            checks.reloaded |= now > 0;
-            state.plan.settings = new;
-            state.json = new.json(state.mutant);
+            state.checks.reloaded |= now > 0;
+            state.json = json(&new, state.mutant);
+            if state.tried.contains_key(&state.json) {
+                // Envoy tells nobody that a configuration it has had before is in use again; an operator who goes back to
+                // one changes its revision, so that it is another.
+                let revision = state.tried.len();
+                state.json = state.json.replacen('{', &format!("{{\"revision\":{revision},"), 1);
+            }
+            state.plan.limits.clone_from(&new);
             state.desks[canary] = Desk::default();
             if state.mutant == Some(Mutant::ReloadErases) && now > 0 {
                 state.data.clear();
             }
             let json = state.json.clone();
-            let is_new = !state.tried.contains_key(&json);
-            state.tried.insert(json, new);
-            state.note(|| format!("a configuration comes, {}: {new:?}", if is_new { "a new one" } else { "known" }));
-            is_new
-        };
-        if is_new {
-            self.start(canary);
-            *self.vms[canary].borrow_mut() = None;
+            state.tried.insert(json, new.clone());
+            state.note(|| format!("a configuration comes: {new:?}"));
+            // A worker that is stalled takes up an old one late, and for a moment brings its rules back. And where the host
+            // refuses changes, the new one comes when it can.
+            if state.plan.faults.stalls > 0 || state.plan.faults.refusals > 0 {
+                state.checks.lenient |= now > 0;
+            }
+            for (limit, new) in state.checks.limits.iter_mut().zip(&new) {
+                limit.changed_at = now;
+                // Settings that an operator has changed stay until the configuration's own change.
+                limit.in_flux = *new != limit.configured;
+                if limit.in_flux {
+                    limit.may_change(*new, now);
+                }
+            }
         }
+        self.start(canary);
+        *self.vms[canary].borrow_mut() = None;
         let mut state = self.state.borrow_mut();
-        let now = state.now;
-        // Envoy tells nobody that a configuration it has had before is in use again. The filter finds out by and by, so
-        // until the end of the run any of them may be in force.
-        // A worker that is stalled for longer than the filter waits goes on to use the old one, and may bring it back. And
-        // where the host refuses changes, the new one comes when it can.
-        if !is_new || state.plan.faults.stalls >= 5 * SECOND || state.plan.faults.refusals > 0 {
-            state.checks.lenient |= now > 0;
+        let (now, lenient) = (state.now, state.checks.lenient);
+        for (limit, new) in state.checks.limits.iter_mut().zip(new) {
+            if std::mem::take(&mut limit.in_flux) {
+                limit.configured = new;
+                if lenient {
+                    limit.settings = new;
+                } else {
+                    limit.change(new, now);
+                }
+            }
         }
-        let lenient = state.checks.lenient;
-        let checks = &mut state.checks;
-        checks.refill(now);
-        if lenient {
-            checks.rate = checks.rate_max;
-            checks.capacity = checks.capacity_max;
-        } else {
-            checks.rate = new.rate_rpm as i64;
-            checks.capacity = new.capacity as i64;
-        }
-        checks.level = checks.level.min(checks.capacity * TOKEN);
-        checks.settings = Some(new);
-        checks.configured_at = now;
     }
 
     /// Gives a VM a root context for the configuration in force: a new one, or the one that it still has.

@@ -1,7 +1,8 @@
 //! What goes wrong: stalls, crashes, clocks, corruption.
 
+use crate::host::limit_at;
 use crate::mutant::Mutant;
-use crate::plan::{MILLI, SECOND, settings};
+use crate::plan::{MILLI, SECOND, changed};
 use crate::state::{Desk, End, Event, Phase};
 use crate::world::World;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ impl World {
                 let until = state.now + state.rng.between(MILLI, most);
                 let until = until.max(state.desks[vm].stalled_until);
                 state.desks[vm].stalled_until = until;
-                state.checks.board_touched = true;
+                state.checks.lines_touched = true;
                 state.note(|| format!("worker {vm} stalls until {until}"));
             }
             Event::Crash(_) => self.crash(vm),
@@ -33,9 +34,9 @@ impl World {
             Event::Corrupt => {
                 let mut state = self.state.borrow_mut();
                 let unsettled = state.desks.iter().any(|desk| desk.unconfigured);
-                let keys: Vec<_> =
-                    state.data.keys().filter(|(_, key)| key.windows(8).any(|w| w == b"/ledger/")).cloned().collect();
+                let keys: Vec<_> = state.data.keys().filter(|(_, key)| limit_at(key).is_some()).cloned().collect();
                 for key in keys.into_iter().filter(|_| !unsettled) {
+                    let l = limit_at(&key.1);
                     state.cas += 1;
                     let version = state.cas;
                     if state.mutant == Some(Mutant::CorruptErases) {
@@ -44,9 +45,11 @@ impl World {
                         state.data.insert(key, (b"rubbish".to_vec(), version));
                     }
                     // Whoever finds it begins anew, at that time, with an empty bucket.
-                    state.checks.corrupt = true;
-                    state.checks.begun_anew = true;
-                    state.checks.board_touched = true;
+                    if let Some(l) = l {
+                        state.checks.limits[l].corrupt = true;
+                        state.checks.limits[l].begun_anew = true;
+                    }
+                    state.checks.lines_touched = true;
                     state.note(|| "the ledger is corrupted".to_owned());
                 }
             }
@@ -56,10 +59,16 @@ impl World {
                     if state.desks.iter().any(|desk| desk.unconfigured) {
                         return;
                     }
-                    let before = state.plan.settings;
-                    let mut known: Vec<_> = state.tried.values().copied().collect();
-                    known.sort_by_key(|settings| (settings.rate_rpm, settings.capacity, settings.floor_rpm));
-                    if state.rng.chance(400) { state.rng.pick(&known) } else { settings(&mut state.rng, Some(before)) }
+                    let before = state.plan.limits.clone();
+                    let mut known: Vec<_> = state.tried.values().cloned().collect();
+                    known.sort();
+                    if state.rng.chance(400) {
+                        let which = state.rng.between(0, known.len() as u64 - 1) as usize;
+                        known.swap_remove(which)
+                    } else {
+                        let modes = state.plan.world.modes;
+                        before.into_iter().map(|before| changed(&mut state.rng, before, modes)).collect()
+                    }
                 };
                 self.reload(new);
                 let mut state = self.state.borrow_mut();
@@ -79,13 +88,18 @@ impl World {
             let mut state = self.state.borrow_mut();
             state.note(|| format!("worker {vm} crashes"));
             state.checks.crashed = true;
-            state.checks.board_touched = true;
+            state.checks.lines_touched = true;
             for r in 0..state.requests.len() {
+                let (l, model) = (state.requests[r].limit, state.requests[r].model);
                 let request = &mut state.requests[r];
+                let answers = request.phase == Phase::Answering;
                 let open = !matches!(request.phase, Phase::Unborn | Phase::Over(_));
                 if request.worker == vm && open {
                     request.phase = Phase::Over(End::Lost);
                     state.waiting.remove(&r);
+                    if let (true, Some(model)) = (answers, model) {
+                        state.checks.limits[l].coming[model] -= 1;
+                    }
                 }
             }
             let zombie = state.mutant == Some(Mutant::Zombie);

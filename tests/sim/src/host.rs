@@ -3,7 +3,10 @@
 mod shared;
 mod streams;
 
+pub(crate) use shared::{limit_at, without_home};
+
 use crate::checks::Commit;
+use crate::plan::{LIMITS_MAX, NAMES};
 use crate::world::World;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -28,23 +31,31 @@ pub enum Deferred {
 pub struct Frame {
     pub real: u32,
     pub effective: u32,
-    /// Whether a change of the ledger in this callback tells the board what waits here.
+    /// Whether a change of a ledger in this callback says what waits here.
     pub publishes: bool,
-    /// When the clock was last read, and what had been read last when the ledger was.
+    /// When the clock was last read, and what had been read last when a ledger was.
     pub read_at: u64,
     pub ledger_at: u64,
-    /// Whether the ledger was read, and no change of it was lost since.
-    pub agrees: bool,
-    pub commit: Commit,
+    /// Whether a request's own callback has looked at its limit's ledger, and not yet at the clock since.
+    pub asked: bool,
+    /// What is known of each limit.
+    pub limits: [OfLimit; LIMITS_MAX],
     pub deferred: Vec<Deferred>,
     pub lost_in_a_row: u32,
 }
 
-impl Frame {
-    /// Whether the board is known to say what waits here.
-    pub fn told(&self) -> bool {
-        self.publishes && self.agrees
-    }
+/// What is known of the running callback and a limit.
+#[derive(Clone, Copy, Default)]
+pub struct OfLimit {
+    /// Whether the ledger was read, and no change of it was lost since.
+    pub agrees: bool,
+    /// The number of the change that was last read or made.
+    pub version: u64,
+    /// Whether shadow mode was on in what was last read, if that is known.
+    pub shadow: Option<bool>,
+    pub commit: Commit,
+    /// Tokens granted less requests let go.
+    pub tokens: i64,
 }
 
 /// What a store keeps for its VM's host calls.
@@ -141,6 +152,12 @@ pub fn counting_linker(engine: &Engine, module: &Module) -> Result<Linker<Host>>
     Ok(counting)
 }
 
+/// The limit that a metric is of, by its label.
+fn limit_of(metric: &str) -> Option<usize> {
+    let (name, _) = metric.strip_prefix("limit=.=")?.split_once(";.;")?;
+    NAMES.iter().position(|known| *known == name)
+}
+
 fn others(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap("env", "proxy_log", |call: Call<'_>, level: u32, text: u32, size: u32| {
         let text = String::from_utf8_lossy(&bytes(&call, text, size)).into_owned();
@@ -159,7 +176,12 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
             let state = call.data().world.state.borrow();
             (state.clock(vm) * 1_000, state.now)
         };
-        call.data_mut().frame.read_at = now;
+        let frame = &mut call.data_mut().frame;
+        (frame.read_at, frame.ledger_at) = (now, now);
+        if std::mem::take(&mut frame.asked) {
+            let (world, context) = (Rc::clone(&call.data().world), call.data().frame.real);
+            world.arrives(vm, context, now);
+        }
         put(&mut call, time, &nanos.to_le_bytes());
         OK
     })?;
@@ -200,15 +222,27 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
             OK
         },
     )?;
-    linker.func_wrap("env", "proxy_record_metric", |call: Call<'_>, id: u32, value: u64| {
-        let at = call.data().frame.read_at;
-        let mut state = call.data().world.state.borrow_mut();
+    linker.func_wrap("env", "proxy_record_metric", |mut call: Call<'_>, id: u32, value: u64| {
+        let (read_at, context) = (call.data().frame.read_at, call.data().frame.real);
+        let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
+        let mut state = world.state.borrow_mut();
         let Some((name, kind, _)) = state.metrics.get(id as usize).cloned() else { return NOT_FOUND };
+        let limit = limit_of(&name);
         if kind != 2 {
             state.metrics[id as usize].2 = value as i64;
-            state.check_record(&name, value as i64);
+        }
+        let Some(l) = limit else { return OK };
+        let known = &mut call.data_mut().frame.limits[l];
+        if kind == 2 && name.ends_with("nimgate_queue_time_milliseconds") {
+            known.tokens += i64::from(known.shadow == Some(false));
+            state.check_token(l, known.commit);
+        } else if kind != 2 {
+            let current = known.version == state.checks.limits[l].commit;
+            state.check_record(l, &name, value as i64, current);
             if name.ends_with("nimgate_tokens_available") {
-                state.looked = Some((value as i64, at, state.checks.commits));
+                // The console reads the clock once more for its history.
+                let at = if state.visits.contains_key(&(vm, context)) { known.commit.at } else { read_at };
+                state.looked.push((l, value as i64, at, known.version));
             }
         }
         OK

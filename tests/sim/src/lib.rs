@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod clients;
 pub mod configurations;
+pub mod console;
 pub mod faults;
 pub mod host;
 pub mod mutant;
@@ -14,11 +15,12 @@ pub mod rng;
 pub mod run;
 pub mod state;
 pub mod streams;
+pub mod upstream;
 pub mod vm;
 pub mod world;
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Where the module lies: `NIMGATE_WASM`, or where `scripts/build` puts it.
 pub fn module_path() -> PathBuf {
@@ -30,9 +32,9 @@ pub fn module_path() -> PathBuf {
 ///
 /// # Errors
 /// A sentence when it is not there or can't be compiled.
-pub fn machine() -> Result<Rc<vm::Machine>, String> {
+pub fn machine() -> Result<Arc<vm::Machine>, String> {
     let path = module_path();
     let wasm = std::fs::read(&path)
         .map_err(|error| format!("{}: {error}; run scripts/build, or set NIMGATE_WASM", path.display()))?;
-    vm::Machine::new(&wasm).map(Rc::new).map_err(|error| format!("{}: {error:#}", path.display()))
+    vm::Machine::new(&wasm).map(Arc::new).map_err(|error| format!("{}: {error:#}", path.display()))
 }

@@ -49,8 +49,8 @@ pub enum Mutant {
     WrongRate,
     /// The filter is told that there is no window.
     NoWindow,
-    /// The filter is told a longer patience than the one configured.
-    WrongPatience,
+    /// The filter is told a longer timeout than the one configured.
+    WrongTimeout,
     /// The filter is told a larger bound of the queue than the one configured.
     WrongQueueMax,
     /// With a worker that crashes the timers of all others stop.
@@ -68,7 +68,7 @@ impl Mutant {
         (Self::Overwrite, &["I1", "I2"]),
         (Self::OwnData, &["I1", "I2", "I7", "I12"]),
         (Self::StaleGet, &["I1", "I2", "I12"]),
-        (Self::DropResume, &["I5"]),
+        (Self::DropResume, &["I3", "I5", "I10"]),
         (Self::LostForever, &["I13"]),
         (Self::DuplicateResume, &["I3"]),
         (Self::DropLeave, &["I4"]),
@@ -78,7 +78,7 @@ impl Mutant {
         (Self::DropWakes, &["I10"]),
         (Self::DropTicks, &["I8"]),
         (Self::FastClock, &["I1"]),
-        (Self::SkewedClock, &["I9"]),
+        (Self::SkewedClock, &["I2", "I9", "I10"]),
         (Self::LongStepBack, &["I17"]),
         (Self::DropCounts, &["I20"]),
         (Self::DropGauge, &["I12"]),
@@ -87,7 +87,7 @@ impl Mutant {
         (Self::HideRetryAfter, &["I16"]),
         (Self::WrongRate, &["I1", "I2", "I16"]),
         (Self::NoWindow, &["I2"]),
-        (Self::WrongPatience, &["I11"]),
+        (Self::WrongTimeout, &["I11"]),
         (Self::WrongQueueMax, &["I12"]),
         (Self::Zombie, &["I4"]),
         (Self::CrashSpreads, &["I18"]),

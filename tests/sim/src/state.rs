@@ -1,9 +1,9 @@
 //! What the simulated process holds: time and what is due, shared data, queues, timers, metrics, and the requests.
 
-use crate::checks::Checks;
+use crate::checks::{Checks, Commit};
+use crate::console::Visit;
 use crate::mutant::Mutant;
-use crate::plan::Plan;
-use crate::plan::Settings;
+use crate::plan::{LIMITS_MAX, NAMES, Plan, Settings};
 use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -14,6 +14,15 @@ pub enum Event {
     Body(usize),
     Leave(usize),
     Answer(usize),
+    /// The rest of an answer, after its headers.
+    AnswerEnd(usize),
+    /// Envoy answers a request by itself that is still held.
+    Local(usize),
+    /// A connection of a worker closes, with all its streams.
+    Close(usize),
+    /// An operator changes rules, on the console of this worker; and someone looks at them there.
+    Post(usize),
+    Poll(usize),
     Tick {
         vm: usize,
         root: u32,
@@ -45,6 +54,8 @@ pub enum Phase {
     Waiting,
     /// It may go, and is on its way to the upstream.
     Sent,
+    /// Its answer's headers have come.
+    Answering,
     /// The filter has answered it.
     Answered,
     /// It is over.
@@ -59,6 +70,10 @@ pub enum End {
     RateLimited,
     QueueFull,
     Left,
+    /// Envoy has answered it.
+    Timeout,
+    Unreachable,
+    TooLarge,
     Lost,
 }
 
@@ -81,6 +96,9 @@ pub struct Request {
     pub root: u32,
     pub connection: u64,
     pub priority: usize,
+    /// Which limit meters it, and which of that limit's models it asks for.
+    pub limit: usize,
+    pub model: Option<usize>,
     pub kind: Kind,
     pub phase: Phase,
     pub headers: Vec<(String, Vec<u8>)>,
@@ -88,6 +106,9 @@ pub struct Request {
     pub held: bool,
     pub body: Vec<u8>,
     pub shown: usize,
+    /// Whether all of the body has come, and how it ends: with its last piece, with an empty one, or with trailers.
+    pub ended: bool,
+    pub ending: Ending,
     pub response: Vec<(String, Vec<u8>)>,
     pub details: &'static str,
     /// When the filter read the clock for its arrival.
@@ -97,8 +118,64 @@ pub struct Request {
     pub published_at: u64,
     /// Whether it waits outside the full queue.
     pub fallback: bool,
+    /// The decision that granted it, and when its stream was told so.
+    pub granted: Commit,
+    pub granted_at: u64,
     pub sent: u32,
     pub status: u16,
+    /// The upstream's body, or the piece of it that is shown.
+    pub answer: Vec<u8>,
+    /// Whether the upstream says that the workers of the model are full.
+    pub is_full: bool,
+    /// Router retries that have not been charged yet.
+    pub retries: u64,
+    /// How Envoy answers in place of the upstream, if it does.
+    pub instead: Option<End>,
+}
+
+impl Request {
+    /// A request that has not come yet.
+    pub fn new(worker: usize, kind: Kind, body: Vec<u8>) -> Self {
+        Self {
+            worker,
+            context: 0,
+            root: 0,
+            connection: 0,
+            priority: 2,
+            limit: 0,
+            model: None,
+            kind,
+            phase: Phase::Unborn,
+            headers: Vec::new(),
+            held: true,
+            body,
+            shown: 0,
+            ended: false,
+            ending: Ending::Whole,
+            response: Vec::new(),
+            details: "",
+            arrived: 0,
+            published: None,
+            published_at: 0,
+            fallback: false,
+            granted: Commit::default(),
+            granted_at: 0,
+            sent: 0,
+            status: 0,
+            answer: Vec::new(),
+            is_full: false,
+            retries: 0,
+            instead: None,
+        }
+    }
+}
+
+/// How a body ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    Whole,
+    Empty,
+    Trailers,
 }
 
 /// A shared queue and who is woken by it.
@@ -116,6 +193,8 @@ pub struct Desk {
     pub epoch: u64,
     /// The root context of the configuration in use.
     pub root: u32,
+    /// The console's root context; 0 if there is none.
+    pub console: u32,
     /// The root context of each configuration that is in use or drains.
     pub roots: HashMap<String, u32>,
     /// Root contexts that Envoy has given up, and that have not said that they are done.
@@ -127,10 +206,10 @@ pub struct Desk {
     /// The root contexts' timers: period and the number of the arming.
     pub timers: HashMap<u32, (u64, u64)>,
     pub stalled_until: u64,
-    /// How many left while they waited and the ledger does not know yet.
-    pub untold: i64,
-    /// Whether its running callback has already changed the ledger.
-    pub committed: bool,
+    /// For each limit, how many left while they waited and the ledger does not know yet.
+    pub untold: [i64; LIMITS_MAX],
+    /// For each limit, whether its running callback has already changed the ledger.
+    pub committed: [bool; LIMITS_MAX],
     pub unconfigured: bool,
 }
 
@@ -156,20 +235,26 @@ pub struct State {
     pub desks: Vec<Desk>,
     pub requests: Vec<Request>,
     pub waiting: BTreeSet<usize>,
-    pub upstream: VecDeque<u64>,
+    /// What the upstream let in of late, by limit and model.
+    pub upstream: HashMap<(usize, Option<usize>), VecDeque<u64>>,
+    /// The console's requests under way.
+    pub visits: HashMap<(usize, u32), Visit>,
     pub checks: Checks,
     pub trace: VecDeque<String>,
     pub verbose: bool,
     /// The configuration in force, as the filter gets it.
     pub json: String,
     /// All configurations that there have been.
-    pub tried: HashMap<String, Settings>,
+    pub tried: HashMap<String, Vec<Settings>>,
     /// How many connections have been opened.
     pub connections: u64,
-    /// The last look at the ledger, for the check of what it says: tokens, time, number of the change.
-    pub looked: Option<(i64, u64, u64)>,
-    /// How often each outcome must have been counted, by priority and the outcome's label.
-    pub expected: BTreeMap<(usize, &'static str), i64>,
+    /// The last looks at ledgers, for the check of what they say: limit, tokens, time, number of the change.
+    pub looked: Vec<(usize, i64, u64, u64)>,
+    /// How often each outcome must have been counted, by limit (`None` before any took the request), priority and label.
+    pub expected: BTreeMap<(Option<usize>, usize, &'static str), i64>,
+    /// The same for the upstream's answers, by limit and class; and router retries, by limit.
+    pub answers: BTreeMap<(usize, &'static str), i64>,
+    pub retries: [i64; LIMITS_MAX],
     pub passed: i64,
     /// When the last ordinary request has come and the faults end.
     pub ends_at: u64,
@@ -216,6 +301,11 @@ impl State {
         self.metric_ids.get(name).map_or(0, |id| self.metrics[*id].2)
     }
 
+    /// A limit's metric.
+    pub fn limit_metric(&self, limit: usize, name: &str) -> i64 {
+        self.metric(&format!("limit=.={};.;{name}", NAMES[limit]))
+    }
+
     /// The request of a stream's context.
     pub fn request_of(&self, vm: usize, context: u32) -> Option<usize> {
         self.desks[vm].contexts.get(&context).copied().flatten()
@@ -224,8 +314,14 @@ impl State {
     /// The VM that an event is for, if it is for one.
     pub fn vm_of(&self, event: Event) -> Option<usize> {
         match event {
-            Event::Arrive(r) | Event::Body(r) | Event::Leave(r) | Event::Answer(r) => Some(self.requests[r].worker),
+            Event::Arrive(r)
+            | Event::Body(r)
+            | Event::Leave(r)
+            | Event::Answer(r)
+            | Event::AnswerEnd(r)
+            | Event::Local(r) => Some(self.requests[r].worker),
             Event::Tick { vm, .. } | Event::Configure(vm) | Event::RootDone { vm, .. } => Some(vm),
+            Event::Close(vm) | Event::Post(vm) | Event::Poll(vm) => Some(vm),
             Event::QueueReady(token) => self.queues.get(token as usize - 1).map(|queue| queue.vm),
             Event::Stall(_) | Event::Crash(_) | Event::StepBack | Event::Corrupt | Event::Reload => None,
         }

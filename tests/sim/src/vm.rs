@@ -31,7 +31,11 @@ impl Machine {
         Self::with(wasm, counting_linker)
     }
 
-    fn with(wasm: &[u8], linker: impl FnOnce(&Engine, &Module) -> Result<Linker<Host>>) -> Result<Self> {
+    /// The same, with host calls of the caller's own.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn with(wasm: &[u8], linker: impl FnOnce(&Engine, &Module) -> Result<Linker<Host>>) -> Result<Self> {
         let mut config = Config::new();
         config.cranelift_opt_level(OptLevel::Speed);
         let engine = Engine::new(&config)?;
@@ -67,16 +71,25 @@ impl Vm {
         store.data_mut().memory = memory;
         store.data_mut().malloc = Some(malloc);
         let mut made = Self { store, instance };
+        if world.planted > 0 {
+            made.call::<u32, ()>("nimgate_planted", 0, world.planted)?;
+        }
         made.call::<(), ()>("_initialize", 0, ())?;
         Ok(made)
     }
 
     /// Makes a callback on `context`.
     pub fn call<P: WasmParams, R: WasmResults>(&mut self, name: &str, context: u32, with: P) -> Result<R> {
-        let publishes = matches!(
+        let asks = matches!(
             name,
-            "proxy_on_request_headers" | "proxy_on_request_body" | "proxy_on_tick" | "proxy_on_queue_ready"
+            "proxy_on_request_headers"
+                | "proxy_on_request_body"
+                | "proxy_on_request_trailers"
+                | "proxy_on_tick"
+                | "proxy_on_queue_ready"
         );
+        let host = self.store.data();
+        let publishes = asks && !host.world.state.borrow().visits.contains_key(&(host.vm, context));
         let frame = Frame { real: context, effective: context, publishes, ..Frame::default() };
         self.store.data_mut().frame = frame;
         let function = self.instance.get_typed_func::<P, R>(&mut self.store, name)?;

@@ -1,13 +1,14 @@
 //! The process: the VMs and all they share, and how one callback leads to others.
 
 use crate::checks::Commit;
-use crate::host::Deferred;
+use crate::host::{Deferred, OfLimit, without_home};
 use crate::mutant::Mutant;
-use crate::plan::MILLI;
+use crate::plan::{LIMITS_MAX, MILLI};
 use crate::state::{Event, State, WakeQueue};
 use crate::vm::{Machine, Vm};
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use wasmtime::{WasmParams, WasmResults};
 
 /// A place for a VM.
@@ -15,8 +16,10 @@ type Place = RefCell<Option<Vm>>;
 
 /// The process.
 pub struct World {
-    pub machine: Rc<Machine>,
+    pub machine: Arc<Machine>,
     pub state: RefCell<State>,
+    /// The number of the bug that is planted in the module; 0 for none.
+    pub planted: u32,
     /// The workers' VMs, then the main thread's, then the throw-away one.
     pub vms: Vec<Place>,
 }
@@ -29,18 +32,24 @@ impl World {
         name: &str,
         context: u32,
         with: P,
-    ) -> Option<(R, Commit, u64)> {
-        let (result, commit, read_at, deferred, agrees) = {
+    ) -> Option<(R, [OfLimit; LIMITS_MAX])> {
+        let (result, limits, read_at, publishes, deferred) = {
             let mut place = self.vms[vm].try_borrow_mut().ok()?;
             let machine = place.as_mut()?;
             let result = machine.call::<P, R>(name, context, with);
-            (result, machine.frame().commit, machine.frame().read_at, machine.deferred(), machine.frame().told())
+            let frame = machine.frame();
+            (result, frame.limits, frame.read_at, frame.publishes, machine.deferred())
         };
-        if agrees {
-            // What waits here has been compared with the board, and nothing had to be changed.
-            self.told(vm, read_at);
+        for (l, known) in limits.iter().enumerate() {
+            if publishes && known.agrees {
+                // What waits here has been compared with the record, and nothing had to be changed.
+                self.published(vm, l, read_at);
+            }
+            if known.tokens != 0 {
+                self.state.borrow_mut().check_pairs(vm, l, known.tokens);
+            }
         }
-        self.state.borrow_mut().desks[vm].committed = false;
+        self.state.borrow_mut().desks[vm].committed = Default::default();
         let result = match result {
             Ok(result) => result,
             Err(error) => {
@@ -51,11 +60,11 @@ impl World {
         for action in deferred {
             match action {
                 Deferred::Done(root) => self.done(vm, root),
-                Deferred::Resume(r) => self.forward(r),
+                Deferred::Resume(r) => self.resumed(r),
                 Deferred::Reply(r, status, headers, body) => self.reply(r, status, headers, &body),
             }
         }
-        Some((result, commit, read_at))
+        Some((result, limits))
     }
 
     /// Starts a VM in a place, with a root context for the configuration in force.
@@ -65,6 +74,7 @@ impl World {
             Err(error) => self.state.borrow_mut().broken("trap", format!("VM {vm} does not start: {error:#}")),
         }
         self.configure(vm);
+        self.open_console(vm);
     }
 
     /// Whether the host refuses a call.
@@ -87,7 +97,8 @@ impl World {
             let found = state.due.range(..until).find_map(|(key, event)| {
                 let vm = state.vm_of(*event)?;
                 let free = self.vms[vm].try_borrow_mut().is_ok() && state.desks[vm].stalled_until <= state.now;
-                let simple = !matches!(event, Event::Configure(_) | Event::RootDone { .. });
+                let simple =
+                    !matches!(event, Event::Configure(_) | Event::RootDone { .. } | Event::Close(_) | Event::Post(_));
                 (free && simple).then_some((*key, *event))
             });
             let Some((key, event)) = found else { return };
@@ -101,8 +112,8 @@ impl World {
         self.state.borrow_mut().depth -= 1;
     }
 
-    /// Puts a value into shared data; says whether it did, and the number of the change.
-    pub fn swap(&self, vm: usize, key: Vec<u8>, value: Vec<u8>, cas: u32) -> (bool, u64) {
+    /// Puts a value into shared data; says whether it did, the number of the change, and whether the value decides anything.
+    pub fn swap(&self, vm: usize, key: Vec<u8>, value: Vec<u8>, cas: u32) -> (bool, u64, bool) {
         let mut state = self.state.borrow_mut();
         let mutant = state.mutant;
         let space = if mutant == Some(Mutant::OwnData) { vm } else { 0 };
@@ -117,6 +128,8 @@ impl World {
         if state.checks.lost_in_a_row > 200 {
             state.broken("I13", "200 swaps in a row were lost, so nobody gets on".to_owned());
         }
+        // A lease that is renewed decides nothing.
+        let decided = present.as_ref().is_none_or(|(old, _)| without_home(old) != without_home(&value));
         if done || sabotaged {
             state.cas += 1;
             let version = state.cas;
@@ -125,38 +138,47 @@ impl World {
             }
             state.data.insert((space, key), (value, version));
         }
-        if done {
+        if done && decided {
             state.checks.commits += 1;
         }
-        (done, state.checks.commits)
+        (done, state.checks.commits, decided)
     }
 
-    /// A VM has changed the ledger; if its callback tells the board, all that waits there is known from now on.
-    pub fn committed(&self, vm: usize, publishes: bool, at: u64) {
+    /// A VM has changed the ledger of a limit; if its callback publishes, all that waits there is known from now on.
+    pub fn committed(&self, vm: usize, context: u32, l: usize, publishes: bool, made: Commit) {
         let mut state = self.state.borrow_mut();
+        let visit = state.visits.get_mut(&(vm, context)).filter(|visit| visit.change.is_some_and(|(of, _)| of == l));
+        let change = visit.and_then(|visit| visit.change.take());
+        let limit = &mut state.checks.limits[l];
+        limit.commit = made.number;
         // Whoever writes the ledger refills the bucket, and one who is late may then use what another has brought.
-        state.checks.refill(at);
-        if std::mem::take(&mut state.checks.corrupt) {
-            state.checks.level = 0;
-            state.checks.level_at = at;
+        limit.refill(made.at);
+        if std::mem::take(&mut limit.corrupt) {
+            limit.level = 0;
+            limit.level_at = made.at;
+        }
+        if let Some((_, new)) = change {
+            limit.change(new, made.at);
+            limit.posted = true;
+            state.note(|| format!("limit {l} has new settings: {new:?}"));
         }
         if !publishes {
             return;
         }
-        state.desks[vm].committed = true;
+        state.desks[vm].committed[l] = true;
         drop(state);
-        self.told(vm, at);
+        self.published(vm, l, made.at);
     }
 
-    /// The board says of a worker what waits there.
-    fn told(&self, vm: usize, at: u64) {
+    /// The record of a limit says of a worker what waits there.
+    fn published(&self, vm: usize, l: usize, at: u64) {
         let mut state = self.state.borrow_mut();
-        state.desks[vm].untold = 0;
+        state.desks[vm].untold[l] = 0;
         let number = state.checks.commits;
         let unknown: Vec<usize> =
             state.waiting.iter().copied().filter(|r| state.requests[*r].published.is_none()).collect();
         for r in unknown {
-            if state.requests[r].worker == vm {
+            if state.requests[r].worker == vm && state.requests[r].limit == l {
                 state.requests[r].published = Some(number);
                 state.requests[r].published_at = at;
             }

@@ -3,13 +3,14 @@
 //! with. Needs the built module; see `NIMGATE_WASM`.
 
 use nimgate_sim::module_path;
-use nimgate_sim::plan::{Faults, Plan, SECOND, Settings};
+use nimgate_sim::plan::{Faults, Features, ModelKind, Plan, SECOND, Settings};
 use nimgate_sim::run::process;
 use nimgate_sim::state::{Kind, Phase, Request};
 use nimgate_sim::vm::Machine;
 use nimgate_sim::world::World;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 const JSON: &str = "application/json";
 const BYTES: &str = "application/octet-stream";
@@ -22,29 +23,27 @@ fn warm() -> Rc<World> {
         rate_rpm: 60,
         capacity: 1,
         queue_max: 1,
-        aging: None,
         window: 60 * SECOND,
         low: 5 * SECOND,
         others: 20 * SECOND,
-        fallback: false,
-        floor_rpm: 1,
-        retry_after_max: SECOND,
+        ..Settings::default()
     };
     let plan = Plan {
         seed: 1,
         workers: 1,
         requests: 0,
-        settings,
+        limits: vec![settings],
         gap: SECOND,
         leave: 0,
         passing: 0,
         bodies: 0,
         races: 0,
         retry_after: None,
+        world: Features { models: vec![ModelKind::Plain], ..Features::default() },
         faults: Faults::default(),
     };
     let wasm = std::fs::read(module_path()).unwrap();
-    let world = process(&Rc::new(Machine::counting(&wasm).unwrap()), plan, None, false);
+    let world = process(&Arc::new(Machine::counting(&wasm).unwrap()), plan, None, false);
     for (kind, body) in [(Kind::Passing, OTHERS), (Kind::Model, OURS)] {
         let r = come(&world, kind, JSON, body, 1);
         until_over(&world, r);
@@ -77,25 +76,12 @@ fn come(world: &Rc<World>, kind: Kind, content_type: &str, body: &str, pieces: u
             ("content-type", content_type),
         ];
         state.requests.push(Request {
-            worker: 0,
             context,
             root,
             connection: 1,
-            priority: 2,
-            kind,
             phase: Phase::Open,
             headers: headers.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec(),
-            held: true,
-            body: body.as_bytes().to_vec(),
-            shown: 0,
-            response: Vec::new(),
-            details: "",
-            arrived: 0,
-            published: None,
-            published_at: 0,
-            fallback: false,
-            sent: 0,
-            status: 0,
+            ..Request::new(0, kind, body.as_bytes().to_vec())
         });
         (r, context, root)
     };
@@ -105,7 +91,10 @@ fn come(world: &Rc<World>, kind: Kind, content_type: &str, body: &str, pieces: u
     world.went(r, answer);
     for piece in 1..=pieces + 1 {
         let shown = (body.len() * piece / pieces).min(body.len());
-        world.state.borrow_mut().requests[r].shown = shown;
+        {
+            let request = &mut world.state.borrow_mut().requests[r];
+            (request.shown, request.ended) = (shown, piece > pieces);
+        }
         let with = (context, shown as u32, u32::from(piece > pieces));
         let answer = world.call::<_, u32>(0, "proxy_on_request_body", context, with);
         if held && matches!(answer, Some((0, ..))) {

@@ -4,18 +4,26 @@
 //! with a store that gives the answers that were given so far and, at the first question that has none, notes the
 //! question and fails. The copy is thrown away unless the callback came to its end.
 
-use super::{Id, Table};
+use super::{Case, Id, Table};
 use crate::Bug;
 use crate::worker::Worker;
-use nimgate::priority::Priority;
-use nimgate::store::{ATTEMPTS_MAX, Store, StoreError, Swap, Version};
-use nimgate::units::{Instant, WorkerId};
+use nimgate_core::priority::Priority;
+use nimgate_core::store::{ATTEMPTS_MAX, Store, StoreError, Swap, Version};
+use nimgate_core::units::{Instant, WorkerId};
 
 /// How a callback begins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Begin {
-    /// A request comes.
-    Arrive(Priority),
+    /// A request comes; whether it is for the model that may be slowed.
+    Arrive(Priority, bool),
+    /// A stream ends.
+    End,
+    /// The upstream slows a model down.
+    Slow,
+    /// So many retries are charged.
+    Charge(u32),
+    /// A configuration comes.
+    Configure,
     /// Another worker's wake-up is taken up.
     Woken,
     /// The timer fires.
@@ -114,13 +122,20 @@ pub(super) enum Next {
 }
 
 /// Runs the callback `turn` of `worker` as far as its answers go.
-pub(super) fn replay(worker: &Worker, turn: &Turn, bytes: &Table<Vec<u8>>, bug: Bug) -> Next {
-    let mut store = Replay { bytes, bug, answers: turn.answers.iter(), has_seen: false, next: None };
+pub(super) fn replay(worker: &Worker, turn: &Turn, bytes: &Table<Vec<u8>>, case: &Case) -> Next {
+    let bug = case.bug;
+    let begun_at = turn.now;
+    let answers = turn.answers.iter();
+    let mut store = Replay { bytes, bug, answers, begun_at, has_loaded: false, has_seen: false, next: None };
     let mut worker = worker.clone();
     let wakes = match turn.begin {
-        Begin::Arrive(priority) => worker.arrive(priority, turn.now, &mut store),
-        Begin::Woken => worker.wake(true, turn.now, &mut store),
-        Begin::Timer => worker.wake(false, turn.now, &mut store),
+        Begin::Arrive(priority, is_weak) => worker.ask(priority, is_weak, turn.now, &mut store),
+        Begin::End => worker.end(&mut store),
+        Begin::Slow => worker.slow(turn.now, &mut store),
+        Begin::Charge(retries) => worker.charge(retries, &mut store),
+        Begin::Configure => worker.configure(case.changed, &mut store),
+        Begin::Woken => worker.wake(true, &mut store),
+        Begin::Timer => worker.wake(false, &mut store),
     };
     match store.next {
         Some(next) => next,
@@ -135,6 +150,10 @@ struct Replay<'a> {
     bytes: &'a Table<Vec<u8>>,
     bug: Bug,
     answers: std::slice::Iter<'a, Answer>,
+    /// When the callback began.
+    begun_at: Instant,
+    /// Whether the ledger was looked at, and not the clock since.
+    has_loaded: bool,
     /// Whether there was a ledger at the last look.
     has_seen: bool,
     /// The first question that has no answer yet.
@@ -145,6 +164,7 @@ impl Store for Replay<'_> {
     fn load(&mut self, _: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
         match self.answers.next() {
             Some(Answer::Loaded(id)) => {
+                self.has_loaded = true;
                 self.has_seen = id.is_some();
                 Ok(id.map(|id| (self.bytes.get(id).clone(), Version::MIN)))
             }
@@ -156,15 +176,16 @@ impl Store for Replay<'_> {
         }
     }
 
-    fn clock(&mut self) -> Option<Instant> {
-        if self.bug == Bug::OldTime {
-            return None;
+    fn now(&mut self) -> Instant {
+        // The first look at the clock is part of the callback's beginning.
+        if self.bug == Bug::OldTime || !std::mem::take(&mut self.has_loaded) {
+            return self.begun_at;
         }
         match self.answers.next() {
-            Some(Answer::Time(at)) => Some(*at),
+            Some(Answer::Time(at)) => *at,
             None => {
                 self.next.get_or_insert(Next::Clock);
-                None
+                self.begun_at
             }
             Some(other) => panic!("looked at the clock and is answered {other:?}"),
         }

@@ -3,8 +3,8 @@
 use super::replay::{Answer, Begin, Next, Turn, replay};
 use super::{Explorer, Id, Local, State, Step, Try, WORKERS};
 use crate::Bug;
-use nimgate::ledger::Ledger;
-use nimgate::units::WorkerId;
+use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::units::WorkerId;
 
 /// What a worker in a callback does next, with what comes of it in the tables.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +49,15 @@ impl Explorer<'_> {
             Step::Try(at) => {
                 let worker = self.workers.get(state.locals[at].worker);
                 match self.case.tries[at][worker.tried] {
-                    Try::Arrive(priority) => self.begin(&mut state, at, Begin::Arrive(priority)),
+                    Try::Arrive(priority) => self.begin(&mut state, at, Begin::Arrive(priority, false)),
+                    Try::AskWeak(priority) => self.begin(&mut state, at, Begin::Arrive(priority, true)),
+                    Try::Slow => self.begin(&mut state, at, Begin::Slow),
+                    Try::End => self.begin(&mut state, at, Begin::End),
+                    Try::Retry(retries) => self.begin(&mut state, at, Begin::Charge(retries)),
+                    Try::Configure => self.begin(&mut state, at, Begin::Configure),
                     Try::Leave => {
                         let mut worker = worker.clone();
-                        worker.leave(self.time(state.clock));
+                        worker.leave();
                         state.locals[at].worker = self.workers.id(worker);
                     }
                 }
@@ -90,7 +95,8 @@ impl Explorer<'_> {
                     return Ok(());
                 }
                 let before = *state;
-                state.ledger = Some(self.refilled_twice_if_planted(ledger, before.ledger));
+                let ledger = self.refilled_twice_if_planted(ledger, before.ledger);
+                state.ledger = Some(self.freed_twice_if_planted(ledger, &before, at));
                 for other in &mut state.locals {
                     other.current &= !other.turn.is_some_and(|turn| self.turns.get(turn).has_looked());
                 }
@@ -149,7 +155,7 @@ impl Explorer<'_> {
         if self.turns.get(turn).answers == [Answer::Overtaken] {
             return Plan::Lose;
         }
-        let plan = match replay(self.workers.get(worker), self.turns.get(turn), &self.bytes, self.case.bug) {
+        let plan = match replay(self.workers.get(worker), self.turns.get(turn), &self.bytes, self.case) {
             Next::Load => Plan::Load,
             Next::Clock => Plan::Clock,
             Next::Swap { value, first } => Plan::Swap { ledger: self.ledger(value), first },
@@ -163,10 +169,7 @@ impl Explorer<'_> {
         plan
     }
 
-    fn ledger(&mut self, mut value: Vec<u8>) -> Id {
-        if !self.case.is_literal {
-            self.sort_lines(&mut value);
-        }
+    fn ledger(&mut self, value: Vec<u8>) -> Id {
         let id = self.bytes.id(value);
         if self.ledgers.len() == id as usize {
             let ledger = Ledger::decode(self.bytes.get(id));
@@ -175,21 +178,20 @@ impl Explorer<'_> {
         id
     }
 
-    /// Puts the lines of the board, with which the record ends, in the order of the numbers with which they begin.
-    fn sort_lines(&self, value: &mut [u8]) {
-        let Some((_, lines)) = value.split_at_checked(self.form.lines_at) else { return };
-        let mut lines: Vec<Vec<u8>> = lines.chunks(self.form.line_len).map(<[u8]>::to_vec).collect();
-        lines.sort_by_key(|line| line.get(..4).map(<[u8]>::to_vec));
-        value[self.form.lines_at..].copy_from_slice(&lines.concat());
+    fn freed_twice_if_planted(&mut self, ledger: Id, before: &State, at: usize) -> Id {
+        let ends = before.locals[at].turn.is_some_and(|turn| self.turns.get(turn).begin == Begin::End);
+        if self.case.bug != Bug::SlotFreedTwice || !ends {
+            return ledger;
+        }
+        let freed = self.ledgers[ledger as usize].clone().with_slot_freed();
+        self.ledger(freed.encode())
     }
 
     fn refilled_twice_if_planted(&mut self, ledger: Id, before: Option<Id>) -> Id {
         match (self.case.bug, before) {
             (Bug::DoubleRefill, Some(before)) => {
-                let mut value = self.bytes.get(ledger).clone();
-                value[self.form.updated_at.clone()]
-                    .copy_from_slice(&self.bytes.get(before)[self.form.updated_at.clone()]);
-                self.ledger(value)
+                let (before, after) = (&self.ledgers[before as usize], &self.ledgers[ledger as usize]);
+                self.ledger(after.clone().with_refill_of(before).encode())
             }
             _ => ledger,
         }

@@ -2,36 +2,50 @@
 
 use super::replay::{Answer, Begin};
 use super::{Explorer, State, Step, Violation, Visit};
-use crate::invariants::{due, ensure, hold_always, hold_at_rest, looks_in_time};
-use crate::worker::{TOKEN_EVERY, Worker, at_ms, place};
-use nimgate::ledger::{GRACE, Ledger};
-use nimgate::units::{Instant, Micros, RequestId, WorkerId};
+use crate::invariants::{due, ensure, has_slot, hold_always, hold_at_rest, is_open, looks_in_time, weak_opens};
+use crate::worker::{Request, TOKEN_EVERY, Worker, at_ms};
+use nimgate_core::limit::ledger::{GRACE, Ledger};
+use nimgate_core::units::{Instant, RequestId, WorkerId};
 
 /// Whose request is the best on the board of a ledger at a time, and when a token is there for it.
 pub(super) type Due = Option<(WorkerId, Instant)>;
 
-/// A bucket as one would write it down first: how much time it has saved up, and until when that was counted.
+/// A bucket as one would write it down first: how many microseconds it has saved up, less those that are owed, and until
+/// when that was counted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct NaiveBucket {
-    saved: Micros,
+    saved: i64,
     counted_to: Instant,
 }
 
 impl NaiveBucket {
     /// A full one, at the start.
     pub fn full(capacity: u32) -> Self {
-        Self { saved: TOKEN_EVERY.times(u64::from(capacity)), counted_to: at_ms(0) }
+        Self { saved: tokens(capacity), counted_to: at_ms(0) }
     }
 
     fn at(self, now: Instant, capacity: u32) -> Self {
-        let saved = self.saved.plus(now.since(self.counted_to)).min(TOKEN_EVERY.times(u64::from(capacity)));
+        let saved = (self.saved + now.since(self.counted_to).get() as i64).min(tokens(capacity));
         Self { saved, counted_to: self.counted_to.max(now) }
     }
 
-    fn pay(self, tokens: u32) -> Option<Self> {
-        let rest = self.saved.get().checked_sub(TOKEN_EVERY.times(u64::from(tokens)).get())?;
-        Some(Self { saved: Micros::new(rest), ..self })
+    fn pay(self, number: u32) -> Option<Self> {
+        let saved = self.saved - tokens(number);
+        (number == 0 || saved >= 0).then_some(Self { saved, ..self })
     }
+
+    /// Retries are spent whether they are there or not.
+    fn charge(self, number: u32) -> Self {
+        Self { saved: self.saved - tokens(number), ..self }
+    }
+
+    fn there(self) -> u64 {
+        self.saved.max(0) as u64 / TOKEN_EVERY.get()
+    }
+}
+
+fn tokens(number: u32) -> i64 {
+    TOKEN_EVERY.times(u64::from(number)).get() as i64
 }
 
 impl Explorer<'_> {
@@ -41,7 +55,7 @@ impl Explorer<'_> {
         let due = self.due(state);
         let workers = self.workers_of(state);
         let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
-        hold_always(&workers, ledger, self.case.capacity, now)?;
+        hold_always(&workers, ledger, self.case.rules.capacity.max(self.case.changed.capacity), now)?;
         let is_idle = |at: usize| state.locals[at].turn.is_none() && !state.locals[at].woken;
         if let Some((due, token_at)) = due
             && let Some(at) = workers.iter().position(|worker| worker.id() == due)
@@ -56,9 +70,13 @@ impl Explorer<'_> {
     pub(super) fn holds_at_the_end(&mut self, state: &State) -> Result<(), String> {
         let now = self.time(state.clock);
         let due = self.due(state);
+        let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
         for worker in self.workers_of(state) {
             ensure(worker.is_told, || format!("{:?} never told the board who left", worker.id()))?;
-            ensure(worker.waiting.is_empty() || due.is_some(), || format!("{:?} waits for nothing", worker.id()))?;
+            let may_wait = ledger.is_none_or(|ledger| {
+                !has_slot(ledger) || !worker.waiting.iter().any(|waiting| is_open(ledger, waiting, now))
+            });
+            ensure(may_wait || due.is_some(), || format!("{:?} waits for nothing", worker.id()))?;
         }
         ensure(due.is_none_or(|(_, token_at)| token_at > now), || "a token is there, and someone waits".to_owned())
     }
@@ -67,35 +85,51 @@ impl Explorer<'_> {
     /// were there, and went to the best.
     pub(super) fn commit(&mut self, before: &State, after: &mut State, at: usize) -> Result<(), String> {
         let now = self.time(after.clock);
-        let capacity = self.case.capacity;
         let turn = before.locals[at].turn.map(|id| self.turns.get(id)).ok_or("a swap by nobody")?;
         let (was, is) = (self.workers.get(before.locals[at].worker), self.workers.get(after.locals[at].worker));
         let ledger = after.ledger.map(|id| &self.ledgers[id as usize]).ok_or("no ledger after a swap")?;
 
         let granted = is.granted - was.granted;
+        let capacity = before.ledger.map_or(self.case.rules, |id| *self.ledgers[id as usize].rules()).capacity;
         let naive = before.naive.at(turn.decided_at(), capacity);
         after.naive = naive.pay(granted).ok_or_else(|| format!("{:?} took {granted} tokens of {naive:?}", is.id()))?;
+        if let Begin::Charge(retries) = turn.begin {
+            after.naive = after.naive.charge(retries);
+        }
         let mut then = ledger.clone();
-        then.advance(now);
+        then.advance(now, &mut Vec::new());
         let there = u64::from(then.snapshot(now).available);
-        let saved = after.naive.at(now, capacity).saved.get() / TOKEN_EVERY.get();
+        let saved = after.naive.at(now, ledger.rules().capacity).there();
         ensure(there == saved, || format!("the bucket holds {there} tokens and a naive one {saved}"))?;
 
         let came = match turn.begin {
-            Begin::Arrive(priority) => Some((RequestId(was.arrived), place(priority, turn.now))),
-            Begin::Woken | Begin::Timer => None,
+            Begin::Arrive(priority, is_weak) => {
+                let (id, arrived) = (RequestId(was.arrived), turn.decided_at());
+                Some(Request { id, priority, arrived, is_weak })
+            }
+            _ => None,
         };
-        let those = was.waiting.iter().map(|request| (request.id, request.place())).chain(came);
-        let served = those.filter(|(id, _)| is.waiting.iter().all(|waiting| waiting.id != *id));
-        let Some(last) = served.map(|(_, place)| place).max() else { return Ok(()) };
+        let those = was.waiting.iter().copied().chain(came);
+        let served: Vec<_> = those.filter(|of| is.waiting.iter().all(|waiting| waiting.id != of.id)).collect();
+        let Some(last) = served.iter().map(Request::place).max() else { return Ok(()) };
+        // One of the slowed model closes it for the next, so it is before others of its model that it must be.
+        let last_weak = served.iter().filter(|of| of.is_weak).map(Request::place).max();
+        let was_open = before.ledger.is_none_or(|id| weak_opens(&self.ledgers[id as usize], turn.decided_at()));
+        ensure(last_weak.is_none() || was_open, || format!("{:?} took a token for a model that may not go", is.id()))?;
         for (other, local) in after.locals.iter().enumerate() {
             let worker = self.workers.get(local.worker);
-            let Some(best) = worker.waiting.iter().min_by_key(|request| request.place()) else { continue };
-            let may_be_passed_by =
-                || other != at && is_passed_over(ledger, worker.id()) && turn.decided_at() >= best.arrived.after(GRACE);
-            ensure(best.place() >= last || may_be_passed_by(), || {
-                format!("{:?} took a token before {:?}, whose {best:?} is ahead", is.id(), worker.id())
-            })?;
+            for is_weak in [false, true] {
+                let of_these = worker.waiting.iter().filter(|request| request.is_weak == is_weak);
+                let Some(best) = of_these.min_by_key(|request| request.place()) else { continue };
+                let may_be_passed_by = || {
+                    other != at && is_passed_over(ledger, worker.id()) && turn.decided_at() >= best.arrived.after(GRACE)
+                };
+                let last = if is_weak { last_weak.unwrap_or(last) } else { last };
+                let may_go = !is_weak || was_open;
+                ensure(!may_go || best.place() >= last || may_be_passed_by(), || {
+                    format!("{:?} took a token before {:?}, whose {best:?} is ahead", is.id(), worker.id())
+                })?;
+            }
         }
         Ok(())
     }
@@ -140,5 +174,5 @@ impl Explorer<'_> {
 }
 
 fn is_passed_over(ledger: &Ledger, worker: WorkerId) -> bool {
-    ledger.board().slots().iter().any(|slot| slot.worker == worker && slot.passed_over)
+    ledger.peers().lines().iter().any(|line| line.worker == worker && line.passed_over)
 }

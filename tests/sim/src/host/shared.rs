@@ -3,12 +3,30 @@
 use super::{CAS_MISMATCH, Call, EMPTY, Host, INTERNAL_FAILURE, NOT_FOUND, OK, bytes, give, put};
 use crate::checks::Commit;
 use crate::mutant::Mutant;
+use crate::plan::NAMES;
 use std::rc::Rc;
 use wasmtime::{Linker, Result};
 
-fn is_ledger(key: &[u8]) -> bool {
-    key.windows(8).any(|part| part == b"/ledger/")
+/// The limit whose ledger lies at a key, in a fleet that has no module of version 1.
+fn ledger_of(key: &[u8]) -> Option<usize> {
+    limit_at(key).filter(|_| !key.starts_with(b"nimgate/1/"))
 }
+
+/// The limit of which something lies at a key: its ledger, or what tells modules of version 1 that they must not use it.
+pub(crate) fn limit_at(key: &[u8]) -> Option<usize> {
+    let at = key.windows(8).position(|part| part == b"/ledger/")?;
+    NAMES.iter().position(|name| name.as_bytes() == &key[at + 8..])
+}
+
+/// A record without its head and its first section, which says where the ledger lives.
+pub(crate) fn without_home(record: &[u8]) -> &[u8] {
+    let length = |at: usize| record.get(at).map_or(0, |byte| usize::from(byte & 0x7f));
+    let home = length(HEAD_BYTES + 1) + (length(HEAD_BYTES + 2) << 7);
+    record.get(HEAD_BYTES + 3 + home..).unwrap_or(record)
+}
+
+/// The magic and the length of the rest.
+const HEAD_BYTES: usize = 7;
 
 /// Links them.
 pub fn link(linker: &mut Linker<Host>) -> Result<()> {
@@ -18,13 +36,15 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
         |mut call: Call<'_>, key: u32, key_size: u32, data: u32, size: u32, cas: u32| -> Result<u32> {
             let key = bytes(&call, key, key_size);
             let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
-            if is_ledger(&key) {
+            let ledger = ledger_of(&key);
+            if let Some(l) = ledger {
                 let frame = &mut call.data_mut().frame;
                 frame.ledger_at = frame.read_at;
-                frame.agrees = true;
+                frame.limits[l].agrees = true;
                 let (context, at, publishes) = (frame.real, frame.ledger_at, frame.publishes);
                 if publishes {
-                    world.asks(vm, context, at);
+                    call.data_mut().frame.asked = true;
+                    world.asks(vm, context, l, at);
                 }
             }
             if world.refuses() {
@@ -39,6 +59,15 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                 let found = state.data.get(&(space, key)).cloned();
                 found.map(|(value, cas)| (older.unwrap_or(value), cas))
             };
+            if let Some(l) = ledger {
+                let (version, shadow) = {
+                    let state = world.state.borrow();
+                    let limit = &state.checks.limits[l];
+                    (limit.commit, (!state.checks.lenient && !limit.in_flux).then_some(limit.settings.shadow))
+                };
+                let known = &mut call.data_mut().frame.limits[l];
+                (known.version, known.shadow) = (version, shadow);
+            }
             let Some((value, version)) = found else { return Ok(NOT_FOUND) };
             put(&mut call, cas, &version.to_le_bytes());
             give(&mut call, &value, data, size)
@@ -54,21 +83,22 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                 return INTERNAL_FAILURE;
             }
             world.race();
-            let ledger = is_ledger(&key);
-            let (done, commit) = world.swap(vm, key, value, cas);
+            let ledger = ledger_of(&key);
+            let (done, commit, decided) = world.swap(vm, key, value, cas);
             let frame = &mut call.data_mut().frame;
-            if ledger {
-                frame.agrees = done;
+            if let Some(l) = ledger {
+                frame.limits[l].agrees = done;
             }
             frame.lost_in_a_row = if done { 0 } else { frame.lost_in_a_row + 1 };
             if frame.lost_in_a_row > 16 {
                 world.state.borrow_mut().broken("I13", "a decision is made anew for the 17th time".to_owned());
             }
-            if done && ledger {
+            if let (true, true, Some(l)) = (done, decided, ledger) {
                 // The filter reads the clock after the ledger, so the last reading is the decision's time.
-                frame.commit = Commit { number: commit, at: frame.read_at };
-                let (publishes, at) = (frame.publishes, frame.read_at);
-                world.committed(vm, publishes, at);
+                let made = Commit { number: commit, at: frame.read_at };
+                (frame.limits[l].commit, frame.limits[l].version) = (made, commit);
+                let (publishes, context) = (frame.publishes, frame.real);
+                world.committed(vm, context, l, publishes, made);
             }
             if done { OK } else { CAS_MISMATCH }
         },
@@ -105,7 +135,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                     }
                 }
             };
-            if taken { give(&mut call, b"w", data, size) } else { Ok(EMPTY) }
+            if taken { give(&mut call, b"2", data, size) } else { Ok(EMPTY) }
         },
     )?;
     linker.func_wrap("env", "proxy_enqueue_shared_queue", |call: Call<'_>, token: u32, _: u32, _: u32| {

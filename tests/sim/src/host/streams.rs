@@ -26,11 +26,10 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     })?;
     linker.func_wrap("env", "proxy_continue_stream", |mut call: Call<'_>, stream: u32| {
         let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
-        let (context, commit) = (call.data().frame.effective, call.data().frame.commit);
+        let context = call.data().frame.effective;
         let Some(r) = world.state.borrow().request_of(vm, context) else { return BAD_ARGUMENT };
         let dropped = world.state.borrow().mutant == Some(Mutant::DropResume);
         if stream == 0 && !dropped {
-            world.granted(r, commit);
             call.data_mut().frame.deferred.push(Deferred::Resume(r));
         }
         OK
@@ -43,8 +42,14 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             let headers = deserialise(&bytes(&call, h, hn));
             let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
             let (context, at) = (call.data().frame.effective, call.data().frame.ledger_at);
+            if let Some(visit) = world.state.borrow_mut().visits.get_mut(&(vm, context)) {
+                visit.reply = Some((status as u16, body));
+                return OK;
+            }
             let Some(r) = world.state.borrow().request_of(vm, context) else { return BAD_ARGUMENT };
-            world.refused(r, &details, at);
+            let limit = world.state.borrow().requests[r].limit;
+            let shadow = call.data().frame.limits[limit].shadow;
+            world.refused(r, &details, at, shadow == Some(true));
             call.data_mut().frame.deferred.push(Deferred::Reply(r, status as u16, headers, body));
             OK
         },
@@ -56,7 +61,13 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             let (vm, context) = (call.data().vm, call.data().frame.effective);
             let pairs = {
                 let state = call.data().world.state.borrow();
-                let Some(r) = state.request_of(vm, context) else { return Ok(BAD_ARGUMENT) };
+                let visit = state.visits.get(&(vm, context));
+                let Some(r) = state.request_of(vm, context) else {
+                    let Some(visit) = visit.filter(|_| map == 0) else { return Ok(BAD_ARGUMENT) };
+                    let pairs = serialise(&visit.headers);
+                    drop(state);
+                    return give(&mut call, &pairs, data, size);
+                };
                 match map {
                     0 if state.requests[r].held => serialise(&state.requests[r].headers),
                     2 => serialise(&state.requests[r].response),
@@ -66,11 +77,24 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             give(&mut call, &pairs, data, size)
         },
     )?;
+    linker.func_wrap("env", "proxy_set_header_map_pairs", |call: Call<'_>, map: u32, data: u32, size: u32| {
+        let headers = deserialise(&bytes(&call, data, size));
+        let (vm, context) = (call.data().vm, call.data().frame.effective);
+        let mut state = call.data().world.state.borrow_mut();
+        match (map, state.request_of(vm, context)) {
+            (2, Some(r)) => state.requests[r].response = headers,
+            _ => return BAD_ARGUMENT,
+        }
+        OK
+    })?;
     linker.func_wrap(
         "env",
         "proxy_replace_header_map_value",
-        |call: Call<'_>, map: u32, k: u32, kn: u32, v: u32, vn: u32| {
+        |mut call: Call<'_>, map: u32, k: u32, kn: u32, v: u32, vn: u32| {
             let (name, value) = (bytes(&call, k, kn), bytes(&call, v, vn));
+            if map == 0 && name == b"x-nimgate-limit" {
+                goes(&mut call);
+            }
             change_header(&call, map, &String::from_utf8_lossy(&name), Some(value))
         },
     )?;
@@ -85,8 +109,12 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             let (vm, context) = (call.data().vm, call.data().frame.effective);
             let whole = {
                 let state = call.data().world.state.borrow();
+                let visit = state.visits.get(&(vm, context));
                 match (kind, state.request_of(vm, context)) {
                     (0, Some(r)) => state.requests[r].body[..state.requests[r].shown].to_vec(),
+                    (0, None) => visit.map(|visit| visit.body.clone()).unwrap_or_default(),
+                    (1, Some(r)) => state.requests[r].answer.clone(),
+                    (7, _) if context == state.desks[vm].console => crate::console::JSON.to_vec(),
                     (7, _) => state.json.clone().into_bytes(),
                     _ => return Ok(NOT_FOUND),
                 }
@@ -100,10 +128,11 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
         "env",
         "proxy_get_property",
         |mut call: Call<'_>, path: u32, path_size: u32, data: u32, size: u32| -> Result<u32> {
-            if call.data().world.refuses() {
+            let path = bytes(&call, path, path_size);
+            // Without the details nobody could tell whose an answer is, so these are always there, as in Envoy.
+            if path != b"response\0code_details" && call.data().world.refuses() {
                 return Ok(NOT_FOUND);
             }
-            let path = bytes(&call, path, path_size);
             let (vm, context) = (call.data().vm, call.data().frame.effective);
             let value = {
                 let state = call.data().world.state.borrow();
@@ -125,6 +154,19 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap("env", "proxy_set_property", |_: Call<'_>, _: u32, _: u32, _: u32, _: u32| OK)?;
     linker.func_wrap("env", "proxy_set_buffer_bytes", |_: Call<'_>, _: u32, _: u32, _: u32, _: u32, _: u32| OK)?;
     Ok(())
+}
+
+/// The mark for the upstream is set: the filter lets the request of the effective context go.
+fn goes(call: &mut Call<'_>) {
+    let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
+    let Some(r) = world.state.borrow().request_of(vm, call.data().frame.effective) else { return };
+    let limit = world.state.borrow().requests[r].limit;
+    let known = &mut call.data_mut().frame.limits[limit];
+    if known.shadow == Some(false) {
+        known.tokens -= 1;
+    }
+    let (commit, shadow) = (known.commit, known.shadow);
+    world.granted(r, commit, shadow);
 }
 
 fn change_header(call: &Call<'_>, map: u32, name: &str, value: Option<Vec<u8>>) -> u32 {

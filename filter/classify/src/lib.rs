@@ -1,0 +1,356 @@
+//! From headers and body to a decision: which limit meters a request, or none.
+//!
+//! The rule above all others: no malformed input may lead to an NVIDIA request that is not metered. What can't be read
+//! with certainty therefore follows `on_unclassifiable`, which meters unless the operator chose otherwise, and what
+//! several upstream parsers would read differently is metered if any of them would read a metered model.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod model;
+pub(crate) mod path;
+
+use model::{Looks, Scanner, Unreadable};
+use nimgate_config::{Config, LimitConfig, OnUnclassifiable};
+
+/// What the request's headers say, as far as it matters here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestHead<'a> {
+    pub method: &'a [u8],
+    /// Whether the request asks to upgrade its connection, to a WebSocket for example.
+    pub upgrades: bool,
+    /// `:path`, with its query.
+    pub path: &'a [u8],
+    pub authority: &'a [u8],
+    pub content_type: Option<&'a [u8]>,
+    pub content_encoding: Option<&'a [u8]>,
+    /// The cluster that Envoy's routes chose so far.
+    pub cluster: Option<&'a [u8]>,
+    /// Whether no body follows.
+    pub ends_here: bool,
+}
+
+/// Why a body could not be classified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unclassifiable {
+    /// It is compressed.
+    Compressed,
+    /// The host does not show bodies while a request is held at its headers.
+    BodyHidden,
+    /// The host did not hand over the request's headers.
+    HeadersHidden,
+    /// The scanner could not read it.
+    Body(Unreadable),
+}
+
+impl Unclassifiable {
+    /// The metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Compressed => "compressed",
+            Self::BodyHidden => "body_hidden",
+            Self::HeadersHidden => "headers_hidden",
+            Self::Body(unreadable) => unreadable.label(),
+        }
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// It is none of ours.
+    Pass,
+    /// The limit with this number in the configuration meters it.
+    Meter(usize),
+    /// It is answered 400.
+    Reject(Unclassifiable),
+}
+
+/// What the headers alone decide.
+#[derive(Debug)]
+pub enum AtHead {
+    /// Everything.
+    Decided(Classified),
+    /// That the body must be read.
+    Read(Box<BodyReader>),
+}
+
+/// How often `model` occurred at the top level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Occurrence {
+    /// Once or never.
+    #[default]
+    Single,
+    /// Several times with one value.
+    Duplicate,
+    /// Several times with different values: upstreams would disagree on which counts.
+    Ambiguous,
+}
+
+/// The decision after the body's end, and what is worth counting about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Classified {
+    /// What becomes of the request.
+    pub decision: Decision,
+    /// Why the body could not be classified, if it could not.
+    pub unclassifiable: Option<Unclassifiable>,
+    /// How often `model` occurred.
+    pub occurrence: Occurrence,
+}
+
+impl Classified {
+    const fn certain(decision: Decision) -> Self {
+        Self { decision, unclassifiable: None, occurrence: Occurrence::Single }
+    }
+}
+
+/// Decides about a request whose headers can't be read: nothing is known of it, so it follows `on_unclassifiable` at
+/// once, and is metered under the first limit where that says so.
+pub const fn without_head(config: &Config) -> Classified {
+    let reason = Unclassifiable::HeadersHidden;
+    let decision = match config.on_unclassifiable {
+        OnUnclassifiable::Meter => Decision::Meter(0),
+        OnUnclassifiable::Reject => Decision::Reject(reason),
+        OnUnclassifiable::Pass => Decision::Pass,
+    };
+    Classified { decision, unclassifiable: Some(reason), occurrence: Occurrence::Single }
+}
+
+/// Decides what the headers alone can decide.
+pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
+    let path = config.limits.iter().any(|limit| !limit.paths.is_empty()).then(|| path::normalise(head.path));
+    let on_path = |limit: &LimitConfig| match &path {
+        Some(path) if !limit.paths.is_empty() => limit.paths.iter().any(|glob| glob.matches(path)),
+        _ => true,
+    };
+    let claimed = config
+        .limits
+        .iter()
+        .position(|limit| on_path(limit) && (matches_cluster(limit, head) || matches_host(limit, head)));
+    // The first match wins, so only limits before the claiming one can still take the request by its body.
+    let before = claimed.unwrap_or(config.limits.len());
+    let eligible: Vec<usize> = (0..before)
+        .filter(|at| config.limits.get(*at).is_some_and(|limit| !limit.models.is_empty() && on_path(limit)))
+        .collect();
+    let otherwise = claimed.map_or(Decision::Pass, Decision::Meter);
+    // What nearly all clients write needs no closer look.
+    let is_plain_json = head.content_type == Some(b"application/json");
+    let is_never_json = !is_plain_json && head.content_type.is_some_and(is_never_json);
+    if head.ends_here || eligible.is_empty() || is_never_json || is_tunnel(head) {
+        return AtHead::Decided(Classified::certain(otherwise));
+    }
+    let compressed = head.content_encoding.is_some_and(is_compressed);
+    if compressed && claimed.is_none() && head.content_type.is_some_and(is_media) {
+        return AtHead::Decided(Classified::certain(Decision::Pass));
+    }
+    let mut reader = BodyReader {
+        scanner: Scanner::new(),
+        claims_json: is_plain_json || head.content_type.is_some_and(is_json),
+        compressed,
+        eligible,
+        claimed,
+        matched: None,
+        matched_model: None,
+        first: None,
+        occurrence: Occurrence::Single,
+        spoilt: false,
+    };
+    // A compressed body tells nothing, so unless its request is to be metered there is no use in waiting for its end;
+    // one that is metered waits, so that a slow body holds no place in the queue.
+    if compressed && config.on_unclassifiable != OnUnclassifiable::Meter && claimed.is_none() {
+        return AtHead::Decided(reader.finish(config));
+    }
+    AtHead::Read(Box::new(reader))
+}
+
+/// Reads a body piece by piece.
+#[derive(Debug)]
+pub struct BodyReader {
+    scanner: Scanner,
+    claims_json: bool,
+    compressed: bool,
+    eligible: Vec<usize>,
+    claimed: Option<usize>,
+    matched: Option<usize>,
+    /// The first model that a limit matches.
+    matched_model: Option<String>,
+    first: Option<String>,
+    occurrence: Occurrence,
+    spoilt: bool,
+}
+
+impl BodyReader {
+    /// Takes in the next piece. Answers `true` as soon as it is certain that the request passes whatever follows, so
+    /// that a body which is no JSON need not be held.
+    pub fn feed(&mut self, config: &Config, piece: &[u8]) -> bool {
+        if self.compressed {
+            return false;
+        }
+        let Self { scanner, eligible, matched, matched_model, first, occurrence, .. } = self;
+        scanner.feed(piece, &mut |model| {
+            let by_model = eligible.iter().copied().find(|at| {
+                config
+                    .limits
+                    .get(*at)
+                    .is_some_and(|limit| limit.models.iter().any(|glob| glob.matches(model.as_bytes())))
+            });
+            if by_model.is_some() && matched_model.is_none() {
+                *matched_model = Some(model.to_owned());
+            }
+            *matched = match (*matched, by_model) {
+                (Some(before), Some(now)) => Some(before.min(now)),
+                (before, now) => before.or(now),
+            };
+            match first {
+                None => *first = Some(model.to_owned()),
+                Some(first) if first != model => *occurrence = Occurrence::Ambiguous,
+                Some(_) if *occurrence == Occurrence::Single => *occurrence = Occurrence::Duplicate,
+                Some(_) => {}
+            }
+        });
+        self.claimed.is_none() && !self.claims_json && scanner.looks_like_json() == Looks::NotJson
+    }
+
+    /// The model to name where this request is counted: of several the first that made it metered.
+    pub fn model(&self) -> Option<&str> {
+        self.matched_model.as_deref().or(self.first.as_deref())
+    }
+
+    /// Part of the body could not be had from the host, so nothing read of it can be trusted.
+    pub fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// The body is complete: decides.
+    pub fn finish(&mut self, config: &Config) -> Classified {
+        let unreadable = if self.compressed {
+            Some(Unclassifiable::Compressed)
+        } else {
+            self.scanner.finish().err().map(Unclassifiable::Body)
+        };
+        let unreadable = if self.spoilt { Some(Unclassifiable::BodyHidden) } else { unreadable };
+        // A body of nothing is no body; one that neither says nor looks like JSON is someone else's.
+        let harmless = match unreadable {
+            Some(Unclassifiable::Body(Unreadable::Empty)) => true,
+            Some(Unclassifiable::Body(Unreadable::NotJson | Unreadable::NotAnObject)) => !self.claims_json,
+            _ => false,
+        };
+        // A body that is broken as a whole may be rejected even if a model was seen in it. It is never passed then:
+        // some upstream stops reading before the fault.
+        let broken = unreadable.is_some_and(|why| !matches!(why, Unclassifiable::Body(why) if why.is_about_model()));
+        let rejected = broken && self.claimed.is_none() && config.on_unclassifiable == OnUnclassifiable::Reject;
+        let (decision, unclassifiable) = match (self.matched.or(self.claimed), unreadable) {
+            (Some(_), Some(reason)) if rejected => (Decision::Reject(reason), Some(reason)),
+            (Some(limit), reason) => (Decision::Meter(limit), reason.filter(|_| self.claimed.is_none())),
+            (None, None) => (Decision::Pass, None),
+            (None, Some(_)) if harmless => (Decision::Pass, None),
+            (None, Some(reason)) => (self.unclassifiable(config, reason), Some(reason)),
+        };
+        Classified { decision, unclassifiable, occurrence: self.occurrence }
+    }
+
+    /// The body will never be seen: decides without it.
+    pub fn give_up(&mut self, config: &Config) -> Classified {
+        let reason = Unclassifiable::BodyHidden;
+        Classified {
+            decision: self.claimed.map_or_else(|| self.unclassifiable(config, reason), Decision::Meter),
+            unclassifiable: Some(reason),
+            occurrence: Occurrence::Single,
+        }
+    }
+
+    fn unclassifiable(&self, config: &Config, reason: Unclassifiable) -> Decision {
+        match config.on_unclassifiable {
+            OnUnclassifiable::Meter => Decision::Meter(self.eligible.first().copied().unwrap_or(0)),
+            OnUnclassifiable::Reject => Decision::Reject(reason),
+            OnUnclassifiable::Pass => Decision::Pass,
+        }
+    }
+}
+
+fn matches_cluster(limit: &LimitConfig, head: &RequestHead<'_>) -> bool {
+    head.cluster.is_some_and(|cluster| limit.clusters.iter().any(|name| name.as_bytes() == cluster))
+}
+
+fn matches_host(limit: &LimitConfig, head: &RequestHead<'_>) -> bool {
+    if limit.hosts.is_empty() {
+        return false;
+    }
+    let bare = without_port(head.authority);
+    limit.hosts.iter().any(|glob| glob.matches(bare) || glob.matches(head.authority))
+}
+
+/// The host without port and without the dot that may end a full domain name.
+fn without_port(authority: &[u8]) -> &[u8] {
+    let host = match authority.iter().rposition(|byte| *byte == b':') {
+        // In `[::1]:80` only the colon after the bracket begins a port, in a bare `::1` none does.
+        Some(colon) => {
+            let (host, port) = authority.split_at_checked(colon).unwrap_or((authority, b""));
+            let is_port = port.iter().skip(1).all(u8::is_ascii_digit);
+            let is_bare_ipv6 = host.contains(&b':') && !host.ends_with(b"]");
+            if is_port && !is_bare_ipv6 { host } else { authority }
+        }
+        None => authority,
+    };
+    host.strip_suffix(b".").unwrap_or(host)
+}
+
+/// The type and subtype, without parameters and surrounding space.
+fn essence(content_type: &[u8]) -> &[u8] {
+    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
+fn starts_with(essence: &[u8], prefix: &str) -> bool {
+    essence.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+}
+
+/// A tunnel has no body but a conversation, whose end can't be waited for. Upgrades begin with GET; one with another
+/// method may be an ordinary request with an odd header.
+fn is_tunnel(head: &RequestHead<'_>) -> bool {
+    head.method == b"CONNECT" || (head.upgrades && head.method == b"GET")
+}
+
+/// Forms, octet streams and gRPC are never JSON; their bytes are not even looked at, and gRPC's end is not waited for.
+fn is_never_json(content_type: &[u8]) -> bool {
+    let essence = essence(content_type);
+    // Envoy joins repeated headers with commas; a list proves nothing about the body.
+    let is_one = !content_type.contains(&b',');
+    let is_grpc = starts_with(essence, "application/grpc");
+    is_one
+        && (is_grpc || starts_with(essence, "multipart/") || essence.eq_ignore_ascii_case(b"application/octet-stream"))
+}
+
+fn is_json(content_type: &[u8]) -> bool {
+    let essence = essence(content_type);
+    let suffix = essence.len().checked_sub(4).and_then(|at| essence.get(at..));
+    suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case(b"json"))
+}
+
+/// Images, sound and the like: where they can't be looked into, they are taken at their word.
+fn is_media(content_type: &[u8]) -> bool {
+    let essence = essence(content_type);
+    ["image/", "audio/", "video/", "font/"].iter().any(|prefix| starts_with(essence, prefix))
+}
+
+fn is_compressed(content_encoding: &[u8]) -> bool {
+    content_encoding
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! From headers and body to a decision, rule by rule.
+
+use super::*;
+use nimgate_config::Config;
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+fn config(json: &str) -> Config {
+    Config::parse(json.as_bytes()).unwrap()
+}
+
+fn json_head() -> RequestHead<'static> {
+    RequestHead {
+        path: b"/v1/chat/completions",
+        authority: b"localhost:10000",
+        content_type: Some(b"application/json"),
+        ..RequestHead::default()
+    }
+}
+
+/// The decision on a whole request; early says that the body was let go before its end.
+fn classify(config: &Config, head: &RequestHead<'_>, body: &[u8]) -> (Classified, bool) {
+    match at_head(config, head) {
+        AtHead::Decided(classified) => (classified, true),
+        AtHead::Read(mut reader) => {
+            if reader.feed(config, body) {
+                (Classified::certain(Decision::Pass), true)
+            } else {
+                (reader.finish(config), false)
+            }
+        }
+    }
+}
+
+fn decision(config: &Config, head: &RequestHead<'_>, body: &str) -> Decision {
+    classify(config, head, body.as_bytes()).0.decision
+}
+
+#[test]
+fn by_model() {
+    let config = config("");
+    for (body, expected) in [
+        (r#"{"model": "nvidia/llama", "messages": []}"#, Decision::Meter(0)),
+        (r#"{"model": "NVIDIA_NIM/meta/x"}"#, Decision::Meter(0)),
+        (r#"{"model": "gpt-4"}"#, Decision::Pass),
+        (r#"{"messages": [{"model": "nvidia/x"}]}"#, Decision::Pass),
+        (r#"{"model": "gpt-4", "Model": "nvidia/x"}"#, Decision::Meter(0)),
+        (r#"{"model": "nvidia/x", "model": null}"#, Decision::Meter(0)),
+    ] {
+        assert_eq!(decision(&config, &json_head(), body), expected, "{body}");
+    }
+}
+
+#[test]
+fn what_can_not_be_read_follows_the_policy() {
+    for (policy, expected) in [("meter", Decision::Meter(0)), ("pass", Decision::Pass)] {
+        let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
+        for body in [r#"{"model": "#, "[1]", r#"{"model": 7}"#, r#"{"a": 1} x"#, "nonsense"] {
+            let (classified, _) = classify(&config, &json_head(), body.as_bytes());
+            assert_eq!(classified.decision, expected, "{policy} {body}");
+            assert!(classified.unclassifiable.is_some(), "{policy} {body}");
+        }
+    }
+    let reject = config(r#"{"on_unclassifiable": "reject"}"#);
+    assert!(matches!(decision(&reject, &json_head(), "[1]"), Decision::Reject(Unclassifiable::Body(_))));
+}
+
+#[test]
+fn a_broken_body_with_a_metered_model_is_never_passed() {
+    for (policy, body, rejected) in [
+        ("meter", r#"{"model": "nvidia/x"} x"#, false),
+        ("pass", r#"{"model": "nvidia/x"} x"#, false),
+        ("reject", r#"{"model": "nvidia/x"} x"#, true),
+        ("reject", r#"{"model": "nvidia/x""#, true),
+        ("reject", r#"{"model": "nvidia/x", "model": null}"#, false),
+    ] {
+        let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
+        let decision = decision(&config, &json_head(), body);
+        assert_eq!(matches!(decision, Decision::Reject(_)), rejected, "{policy} {body}");
+        assert!(rejected || decision == Decision::Meter(0), "{policy} {body}");
+    }
+}
+
+#[test]
+fn compressed_bodies_are_not_read() {
+    let head = RequestHead { content_encoding: Some(b"gzip"), ..json_head() };
+    let meter = config("");
+    let (classified, early) = classify(&meter, &head, b"\x1f\x8b");
+    assert_eq!((classified.decision, early), (Decision::Meter(0), false), "metered, and only when complete");
+    assert_eq!(classified.unclassifiable, Some(Unclassifiable::Compressed));
+    let reject = config(r#"{"on_unclassifiable": "reject"}"#);
+    assert_eq!(decision(&reject, &head, ""), Decision::Reject(Unclassifiable::Compressed));
+    // Pictures are compressed by nature, and no upstream takes one for a chat.
+    for media in [&b"image/svg+xml"[..], b"Audio/wav", b"video/mp4; a=b", b"font/woff2"] {
+        let head = RequestHead { content_type: Some(media), ..head };
+        assert_eq!(decision(&meter, &head, "\u{1f}\u{8b}"), Decision::Pass);
+    }
+    for harmless in [&b"identity"[..], b"", b" Identity , identity"] {
+        let head = RequestHead { content_encoding: Some(harmless), ..json_head() };
+        assert_eq!(decision(&meter, &head, r#"{"model": "gpt"}"#), Decision::Pass);
+    }
+}
+
+#[test]
+fn the_content_type_decides_only_what_it_can() {
+    let config = config("");
+    let with = |content_type: Option<&'static [u8]>| RequestHead { content_type, ..json_head() };
+    let nvidia = r#" {"model": "nvidia/x"}"#;
+    for content_type in [None, Some(&b"text/plain"[..]), Some(b"application/x-www-form-urlencoded"), Some(b"image/png")]
+    {
+        assert_eq!(decision(&config, &with(content_type), nvidia), Decision::Meter(0));
+        assert_eq!(decision(&config, &with(content_type), "a=b"), Decision::Pass);
+    }
+    assert_eq!(decision(&config, &with(Some(b"application/problem+json")), "a=b"), Decision::Meter(0));
+    for content_type in
+        [&b"multipart/form-data; boundary=x"[..], b"Application/Octet-Stream", b"application/grpc+proto"]
+    {
+        assert_eq!(decision(&config, &with(Some(content_type)), nvidia), Decision::Pass);
+    }
+    // A list of types proves nothing.
+    assert_eq!(decision(&config, &with(Some(b"multipart/form-data,application/json")), nvidia), Decision::Meter(0));
+}
+
+#[test]
+fn a_body_that_is_no_json_is_let_go_at_its_first_bytes() {
+    let head = RequestHead { content_type: Some(b"audio/wav"), ..json_head() };
+    assert!(classify(&config(""), &head, b"RIFF....").1);
+}
+
+#[test]
+fn a_tunnel_is_not_waited_for() {
+    let config = config("");
+    for (method, upgrades, early) in
+        [(&b"GET"[..], true, true), (b"CONNECT", false, true), (b"POST", true, false), (b"GET", false, false)]
+    {
+        let head = RequestHead { method, upgrades, content_type: None, ..json_head() };
+        assert_eq!(matches!(at_head(&config, &head), AtHead::Decided(_)), early);
+    }
+}
+
+#[test]
+fn no_body_passes() {
+    let head = RequestHead { ends_here: true, ..json_head() };
+    assert_eq!(decision(&config(""), &head, ""), Decision::Pass);
+}
+
+#[test]
+fn by_host_and_cluster_without_reading() {
+    let config = config(
+        r#"{"limits": [{"name": "h", "models": [], "hosts": ["*.nvidia.com", "[::1]"]},
+                       {"name": "c", "models": [], "clusters": ["nim"]}]}"#,
+    );
+    for (authority, cluster, expected) in [
+        (&b"integrate.api.nvidia.com"[..], None, Decision::Meter(0)),
+        (b"Integrate.API.nvidia.com.:443", None, Decision::Meter(0)),
+        (b"[::1]:80", None, Decision::Meter(0)),
+        (b"nvidia.com.evil.org", None, Decision::Pass),
+        (b"integrate.api.nvidia.com:x", None, Decision::Pass),
+        (b"a", Some(&b"nim"[..]), Decision::Meter(1)),
+        (b"a", Some(b"other"), Decision::Pass),
+    ] {
+        let head = RequestHead { authority, cluster, ..json_head() };
+        let (classified, early) = classify(&config, &head, b"not even json");
+        assert_eq!((classified.decision, early), (expected, true));
+    }
+}
+
+#[test]
+fn the_first_match_wins_across_kinds() {
+    let config = config(
+        r#"{"limits": [{"name": "big", "models": ["*/big"]}, {"name": "host", "models": [], "hosts": ["h"]},
+                       {"name": "rest", "models": ["*"]}]}"#,
+    );
+    let host = RequestHead { authority: b"h", ..json_head() };
+    assert_eq!(decision(&config, &host, r#"{"model": "x/big"}"#), Decision::Meter(0));
+    assert_eq!(decision(&config, &host, r#"{"model": "x/small"}"#), Decision::Meter(1));
+    assert_eq!(decision(&config, &host, "broken"), Decision::Meter(1));
+    assert_eq!(decision(&config, &json_head(), r#"{"model": "x/small"}"#), Decision::Meter(2));
+    assert_eq!(decision(&config, &json_head(), r#"{"model": "y", "model": "x/big"}"#), Decision::Meter(0));
+}
+
+#[test]
+fn paths_narrow_and_can_not_be_dodged() {
+    let config = config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}]}"#);
+    for (path, expected) in [
+        ("/v1/chat/completions", Decision::Meter(0)),
+        ("/v1//chat/%63ompletions?x", Decision::Meter(0)),
+        ("/v1/embeddings", Decision::Pass),
+    ] {
+        let head = RequestHead { path: path.as_bytes(), ..json_head() };
+        assert_eq!(decision(&config, &head, r#"{"model": "m"}"#), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_limit_without_paths_takes_all_of_them() {
+    let config =
+        config(r#"{"limits": [{"name": "chat", "models": ["*"], "paths": ["/v1/chat/*"]}, {"name": "rest"}]}"#);
+    let head = RequestHead { path: b"/v1/embeddings", ..json_head() };
+    assert_eq!(decision(&config, &head, r#"{"model": "nvidia/m"}"#), Decision::Meter(1));
+}
+
+#[test]
+fn the_model_to_name_is_the_one_that_counted() {
+    let config = config("");
+    for (body, expected) in [
+        (r#"{"model": "nvidia/a"}"#, Some("nvidia/a")),
+        (r#"{"model": "gpt", "model": "nvidia/b", "model": "nvidia/c"}"#, Some("nvidia/b")),
+        (r#"{"model": "gpt", "model": "o1"}"#, Some("gpt")),
+        ("{}", None),
+    ] {
+        let AtHead::Read(mut reader) = at_head(&config, &json_head()) else { panic!("a body to read") };
+        reader.feed(&config, body.as_bytes());
+        assert_eq!(reader.model(), expected, "{body}");
+    }
+}
+
+#[test]
+fn what_is_nothing_or_someone_elses_passes_at_its_end_too() {
+    let config = config("");
+    assert_eq!(classify(&config, &json_head(), b"").0, Classified::certain(Decision::Pass));
+    for body in ["a=b", "[1]"] {
+        let head = RequestHead { content_type: None, ..json_head() };
+        let AtHead::Read(mut reader) = at_head(&config, &head) else { panic!("a body to read") };
+        reader.feed(&config, body.as_bytes());
+        assert_eq!(reader.finish(&config), Classified::certain(Decision::Pass), "{body}");
+    }
+}
+
+#[test]
+fn each_reason_has_its_word() {
+    for (reason, word) in [
+        (Unclassifiable::Compressed, "compressed"),
+        (Unclassifiable::BodyHidden, "body_hidden"),
+        (Unclassifiable::HeadersHidden, "headers_hidden"),
+        (Unclassifiable::Body(Unreadable::NotAnObject), Unreadable::NotAnObject.label()),
+    ] {
+        assert_eq!(reason.label(), word);
+    }
+}
+
+#[test]
+fn duplicates_are_distinguished() {
+    let config = config("");
+    for (body, expected) in [
+        (r#"{"model": "a"}"#, Occurrence::Single),
+        (r#"{"model": "a", "mod\u0065l": "\u0061"}"#, Occurrence::Duplicate),
+        (r#"{"model": "a", "MODEL": "b"}"#, Occurrence::Ambiguous),
+        (r#"{"model": "a", "model": "b", "model": "a"}"#, Occurrence::Ambiguous),
+    ] {
+        let (classified, _) = classify(&config, &json_head(), body.as_bytes());
+        assert_eq!(classified.occurrence, expected, "{body}");
+    }
+}
+
+#[test]
+fn a_request_without_readable_headers_follows_the_policy() {
+    let hidden = Unclassifiable::HeadersHidden;
+    for (policy, expected) in
+        [("meter", Decision::Meter(0)), ("reject", Decision::Reject(hidden)), ("pass", Decision::Pass)]
+    {
+        let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
+        let classified = without_head(&config);
+        assert_eq!((classified.decision, classified.unclassifiable), (expected, Some(hidden)), "{policy}");
+    }
+}
+
+#[test]
+fn a_hidden_or_lost_body_follows_the_policy() {
+    let config = config("");
+    let AtHead::Read(mut reader) = at_head(&config, &json_head()) else { panic!("a body to read") };
+    let hidden = reader.give_up(&config);
+    assert_eq!((hidden.decision, hidden.unclassifiable), (Decision::Meter(0), Some(Unclassifiable::BodyHidden)));
+    reader.feed(&config, br#"{"model": "gpt"}"#);
+    reader.spoil();
+    assert_eq!(reader.finish(&config).decision, Decision::Meter(0));
+}

@@ -1,0 +1,8 @@
+//! Control: what the upstream's answers mean, and how much may be granted because of them.
+
+pub mod answer;
+pub mod attempts;
+pub mod pace;
+pub mod rate;
+pub mod retry_after;
+pub mod scope;

@@ -1,0 +1,172 @@
+//! Whose limit a refusal is: seen through [`Pace`], which joins account and models.
+
+use super::*;
+use crate::control::answer::{Answer, Signal};
+use crate::control::pace::Pace;
+use crate::control::rate::Phase;
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const RULES: RetreatRules = RetreatRules::DEFAULT;
+const NAMES: [&str; 4] = ["nvidia/weak", "nvidia/b", "meta/c", "qwen/d"];
+
+fn at(millis: u64) -> Instant {
+    Instant::ZERO.after(Micros::from_millis(1_000_000 + millis))
+}
+
+fn model(at: usize) -> (ModelKey, ModelName) {
+    (ModelKey::of(NAMES[at]), ModelName::new(NAMES[at]))
+}
+
+/// Sends requests for the models in turn for so many minutes, each as soon as account and model let it, and answered at
+/// once by `signal`. Returns how many were sent for each, and how many of those were not served.
+fn run(pace: &mut Pace, minutes: u64, mut signal: impl FnMut(usize, u64) -> Signal) -> [(u32, u32); 4] {
+    let mut sent = [(0, 0); 4];
+    let mut credit = 0u64;
+    let mut turn = 0;
+    for now in (0..minutes * 60_000).step_by(100) {
+        pace.advance(RULES, at(now), &mut Vec::new());
+        credit = (credit + 100 * u64::from(pace.account.rate().get())).min(60_000_000);
+        let next =
+            (turn..turn + 4).map(|which| which % 4).find(|which| pace.models.open_at(model(*which).0) <= at(now));
+        let Some(which) = next.filter(|_| credit == 60_000_000 && at(now) >= pace.account.closed_until()) else {
+            continue;
+        };
+        (credit, turn) = (0, which + 1);
+        pace.granted(RULES, at(now), model(which).0);
+        let signal = signal(which, now);
+        sent[which].0 += 1;
+        sent[which].1 += u32::from(signal != Signal::Served);
+        pace.answer(
+            RULES,
+            at(now),
+            Answer { granted_at: at(now), signal, retry_after: None, model: model(which) },
+            &mut Vec::new(),
+        );
+    }
+    sent
+}
+
+#[test]
+fn a_model_with_a_limit_of_its_own_is_slowed_alone() {
+    let mut pace = Pace::new(RULES);
+    let mut admitted: Vec<u64> = Vec::new();
+    let sent = run(&mut pace, 30, |which, now| {
+        admitted.retain(|then| then + 60_000 > now);
+        match which {
+            0 if admitted.len() >= 5 => Signal::Throttled,
+            0 => {
+                admitted.push(now);
+                Signal::Served
+            }
+            _ => Signal::Served,
+        }
+    });
+    assert_eq!(pace.account.phase(), Phase::Normal);
+    let slowed = pace.models.slowed();
+    assert_eq!(slowed.iter().map(|slowed| slowed.name.as_str()).collect::<Vec<_>>(), ["nvidia/weak"]);
+    let rate = slowed[0].retreat.rate().as_rpm();
+    assert!((4..=6).contains(&rate), "{rate} for a limit of 5");
+    assert!(sent[0].1 <= 25 && sent[0].0 - sent[0].1 >= 30 * 4, "{sent:?}");
+    assert!(sent[1..].iter().map(|(sent, _)| sent).sum::<u32>() >= 30 * 33, "the others use what is left: {sent:?}");
+}
+
+/// The weak model's refusals are taken for the account's until another model is seen to be served. The pause that the
+/// second one asked for must not outlive that for the other models.
+#[test]
+fn a_pardon_opens_the_gate_that_the_refusals_of_a_model_have_closed() {
+    let mut pace = Pace::new(RULES);
+    pace.advance(RULES, at(0), &mut Vec::new());
+    let answer = |which, granted, signal, pause: Option<u64>| Answer {
+        granted_at: at(granted),
+        signal,
+        retry_after: pause.map(Micros::from_secs),
+        model: model(which),
+    };
+    for (which, now) in [(0, 0), (1, 1_000), (0, 1_100), (0, 1_200)] {
+        pace.granted(RULES, at(now), model(which).0);
+        if now == 0 {
+            pace.answer(RULES, at(now), answer(0, 0, Signal::Throttled, None), &mut Vec::new());
+        }
+    }
+    pace.answer(RULES, at(2_000), answer(0, 1_100, Signal::Throttled, Some(60)), &mut Vec::new());
+    assert_eq!((pace.account.phase(), pace.account.closed_until()), (Phase::Retreat, at(62_000)));
+    pace.answer(RULES, at(3_000), answer(1, 1_000, Signal::Served, None), &mut Vec::new());
+    assert_eq!(pace.account.closed_until(), at(62_000), "it was sent before the last refusal");
+    pace.answer(RULES, at(4_000), answer(0, 1_200, Signal::Throttled, Some(60)), &mut Vec::new());
+    assert_eq!((pace.account.phase(), pace.account.rate()), (Phase::Normal, RULES.base));
+    pace.granted(RULES, at(4_000), model(1).0);
+    assert!(pace.account.closed_until() <= at(4_000), "the others go on");
+    assert_eq!(pace.models.open_at(model(0).0), at(64_000), "and the weak one waits");
+}
+
+#[test]
+fn a_limit_of_the_account_is_not_blamed_on_models() {
+    let mut pace = Pace::new(RULES);
+    let mut admitted: Vec<u64> = Vec::new();
+    run(&mut pace, 30, |_, now| {
+        admitted.retain(|then| then + 60_000 > now);
+        if admitted.len() >= 20 {
+            return Signal::Throttled;
+        }
+        admitted.push(now);
+        Signal::Served
+    });
+    assert_eq!(pace.models.slowed(), []);
+    assert!((18..=22).contains(&pace.account.rate().as_rpm()), "{}", pace.account.rate());
+}
+
+#[test]
+fn full_workers_slow_their_model_only() {
+    let mut pace = Pace::new(RULES);
+    let full = |which, now| if which == 0 && now > 60_000 { Signal::WorkersFull } else { Signal::Served };
+    let sent = run(&mut pace, 20, full);
+    assert_eq!(pace.account.phase(), Phase::Normal);
+    assert!(sent[0].1 <= 35, "about one try in a minute: {sent:?}");
+    assert!(sent[1..].iter().map(|(sent, _)| sent).sum::<u32>() >= 20 * 36, "{sent:?}");
+    let mut changes = Vec::new();
+    pace.advance(RULES, at(100 * 3_600_000), &mut changes);
+    let transition = *changes.last().unwrap();
+    assert_eq!((transition.to, transition.model), (Phase::Normal, Some(ModelName::new("nvidia/weak"))));
+    assert_eq!(pace.models.slowed(), []);
+}
+
+#[test]
+fn without_a_model_it_is_the_account() {
+    let mut pace = Pace::new(RULES);
+    pace.advance(RULES, at(0), &mut Vec::new());
+    let unknown = (ModelKey::NONE, ModelName::NONE);
+    for signal in [Signal::WorkersFull, Signal::Throttled] {
+        pace.answer(
+            RULES,
+            at(0),
+            Answer { granted_at: at(0), signal, retry_after: None, model: unknown },
+            &mut Vec::new(),
+        );
+    }
+    assert_eq!((pace.account.phase(), pace.models.slowed().len()), (Phase::Retreat, 0));
+}
+
+#[test]
+fn however_many_names_there_are_few_are_kept() {
+    let mut pace = Pace::new(RULES);
+    for number in 0..10_000u64 {
+        let name = format!("nvidia/{number}");
+        let now = at(number);
+        pace.advance(RULES, now, &mut Vec::new());
+        pace.granted(RULES, now, ModelKey::of(&name));
+        let signal = if number % 3 == 0 { Signal::WorkersFull } else { Signal::Served };
+        let model = (ModelKey::of(&name), ModelName::new(&name));
+        pace.answer(RULES, now, Answer { granted_at: now, signal, retry_after: None, model }, &mut Vec::new());
+    }
+    assert!(pace.models.seen.len() <= SEEN_MAX && pace.models.slowed.len() <= SLOWED_MAX);
+}
+
+#[test]
+fn names_are_cut_between_characters() {
+    assert_eq!(ModelName::new("nvidia/a").as_str(), "nvidia/a");
+    let long = "ä".repeat(40);
+    assert_eq!(ModelName::new(&long).as_str(), "ä".repeat(24));
+    assert_eq!(ModelName::new(&format!("x{long}")).as_str(), format!("x{}", "ä".repeat(23)));
+    assert_ne!(ModelKey::of(""), ModelKey::NONE);
+}

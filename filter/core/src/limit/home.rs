@@ -1,0 +1,672 @@
+//! Where a limit's ledger lives: under the key of version 1, or under that of version 2.
+//!
+//! A module of version 1 knows its own key only. A second record beside it would be a second bucket, so as long as such
+//! a module may be there the ledger stays in version 1's form at version 1's key, and what that form can't hold is
+//! dormant. Only when none has written for [`QUIET`] does the ledger move to version 2's key.
+//!
+//! # What stands at version 1's key meanwhile
+//!
+//! A record that version 1 can read, with a *marker*: a line whose time is [`NEVER`], so that version 1 never takes it
+//! off, and never changes it. It is one of two:
+//!
+//! - *closed*: an empty bucket, a full window, and a gate that is closed until the *lease* ends. The marker claims that
+//!   an urgent request waits at one of our workers, so whoever waits in a module of version 1 finds that this worker is
+//!   due, and wakes it. That is how we learn within a millisecond or two that one is there.
+//! - *released*: the ledger as it is. A module of version 1 that comes may take it from there.
+//!
+//! Grants are made from version 2's record only as long as its lease runs, and the gate is closed for at least as long.
+//! So at no time can both grant, whoever stalls or dies, and no clock but the one that all workers share is needed. The
+//! lease is renewed by decisions, and not by idle workers: who has had nothing to do for [`LEASE`] costs nothing.
+//!
+//! # Moves
+//!
+//! Each step is one compare-and-swap, and whoever finds a move half done goes on with it:
+//!
+//! ```text
+//! to version 2:    1 is live ─▶ 1 is released ─▶ 2 is here, no lease ─▶ 1 is closed ─▶ 2 has a lease
+//! to version 1:    2 is here ─▶ 2 is leaving (nobody grants) ─▶ 1 is live ─▶ 2 is away
+//! ```
+//!
+//! Each freeze has a generation, which stands in the marker and in version 2's record, so that nothing is put into the
+//! record of a later freeze. Version 1's write is told by [`v1::Record::mark`], which it does not keep: if it is gone,
+//! a module of version 1 is there, and the ledger moves back to it. If the gate had opened and that module has granted
+//! from the record, that record's bucket and window are what counts.
+//!
+//! If all VMs of this module vanish at once without a word, a module of version 1 waits for at most [`LEASE`] until its
+//! bucket begins to fill from empty, and that long again for the tokens that could have come twice; where there is a
+//! window, it counts as many requests in it as the others could have sent.
+
+use super::in_use::InUse;
+use super::ledger::{Form, Ledger, Rules};
+use super::record::tlv::{self, Decoded, Kept, Origin, Place, Refusal, State};
+use super::record::v1::{self, Line, NEVER, Record, known_to_it};
+use crate::control::rate::Phase;
+use crate::priority::LANES;
+use crate::store::{ATTEMPTS_MAX, Store, StoreError, Swap, Version};
+use crate::supply::bucket::{Bucket, TOKEN};
+use crate::supply::reservation::RecentGrants;
+use crate::supply::window::WindowGuard;
+use crate::units::{Instant, Micros, MilliRpm, WorkerId};
+
+/// Who may be at a limit's ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Company {
+    /// Modules of this version only: the ledger stays in this form at its own key. For tests and simulations of
+    /// something else.
+    Only(Form),
+    /// Modules of version 1 too. The ledger moves to version 2 when none has written for so long.
+    Mixed(Micros),
+}
+
+impl Default for Company {
+    fn default() -> Self {
+        Self::Only(Form::Two)
+    }
+}
+
+/// What is to be known of a ledger beside itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// There was none before, and no worker has taken note of it yet.
+    pub is_new: bool,
+    /// The one before could not be read; the bucket is empty.
+    pub was_damaged: bool,
+}
+
+impl From<Origin> for Found {
+    fn from(origin: Origin) -> Self {
+        Self { is_new: origin != Origin::Known, was_damaged: origin == Origin::Lost }
+    }
+}
+
+/// The two keys of a limit, as one worker sees them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Home {
+    one: String,
+    two: String,
+    /// Where the ledger was last found.
+    form: Form,
+    /// When version 1's record was last looked at.
+    looked_at: Instant,
+    company: Company,
+    is_new: bool,
+    was_damaged: bool,
+    /// Whether this decision took the lease, rather than found it taken.
+    has_leased: bool,
+    wake: Vec<WorkerId>,
+    moved: Option<Form>,
+}
+
+impl Home {
+    /// The home of a limit, of which nothing is known yet.
+    pub fn new(limit: &str, company: Company) -> Self {
+        Self {
+            one: v1::key(limit),
+            two: tlv::key(limit),
+            form: if company == Company::Only(Form::One) { Form::One } else { Form::Two },
+            looked_at: Instant::ZERO,
+            company,
+            is_new: false,
+            was_damaged: false,
+            has_leased: false,
+            wake: Vec::new(),
+            moved: None,
+        }
+    }
+
+    /// Makes a decision on the ledger and replaces it atomically, wherever it lives.
+    ///
+    /// `decide` gets the ledger, what is to be known beside it, and the time as it was read after the ledger; it answers
+    /// the ledger to be written, or `None` to leave it, and whatever else was decided. It may be called several times and
+    /// must have no effect of its own. `rules` are this module's configured ones: those of a ledger that has to be made,
+    /// and of one that comes from version 1, which knows less of them.
+    ///
+    /// # Errors
+    /// [`StoreError`], also if a newer module wrote what must be understood and is not. Nothing was decided then.
+    pub fn decide<S: Store, T>(
+        &mut self,
+        me: Option<WorkerId>,
+        rules: Rules,
+        store: &mut S,
+        mut decide: impl FnMut(Ledger, Found, Instant) -> (Option<Ledger>, T),
+    ) -> Result<T, StoreError> {
+        if let Company::Only(form) = self.company {
+            return self.decide_alone(form, rules, store, decide);
+        }
+        (self.is_new, self.was_damaged, self.has_leased) = (false, false, false);
+        for _ in 0..ATTEMPTS_MAX {
+            let mut needs_lease = false;
+            let key = match self.form {
+                Form::One => &self.one,
+                Form::Two => &self.two,
+            };
+            let present = store.load(key)?;
+            let now = store.now();
+            let decided = match (self.form, &present) {
+                (Form::One, Some((bytes, version))) => match Record::decode(bytes) {
+                    Some(record) if marker(&record).is_none() => {
+                        let old_at = if record.mark == 0 { now.as_micros() } else { record.mark };
+                        let is_quiet = self.is_quiet(Instant::from_micros(old_at), now);
+                        let found = Found { is_new: self.is_new, was_damaged: self.was_damaged };
+                        let (ledger, decision) = decide(record.into(), found, now);
+                        let value = ledger.map(|ledger| Record { mark: old_at, ..Record::from(&ledger) }.encode());
+                        Some((value, decision, *version, is_quiet))
+                    }
+                    _ => None,
+                },
+                (Form::Two, Some((bytes, version))) => match tlv::decode(bytes) {
+                    Ok(Decoded { place, ledger: Some(before), mut kept }) if self.may_stay(place, me, now) => {
+                        let epoch = before.epoch();
+                        // Another worker may have begun it, and not come to take note.
+                        let found = Found::from(place.origin);
+                        let (ledger, decision) = decide(before, found, now);
+                        let origin = if me.is_some() { Origin::Known } else { place.origin };
+                        if ledger.as_ref().is_some_and(|ledger| ledger.epoch() != epoch) {
+                            kept.forget_rules();
+                        }
+                        let leased = now < place.lease;
+                        match ledger {
+                            // What is to be written needs the lease.
+                            Some(_) if !leased => {
+                                needs_lease = true;
+                                None
+                            }
+                            ledger => {
+                                let value =
+                                    ledger.map(|ledger| tlv::encode(Place { origin, ..place }, Some(&ledger), &kept));
+                                Some((value, decision, *version, false))
+                            }
+                        }
+                    }
+                    Err(Refusal::NotUnderstood) => return Err(StoreError::NotUnderstood),
+                    Ok(_) | Err(Refusal::Damaged) => None,
+                },
+                (_, None) => None,
+            };
+            let Some((value, decision, version, is_quiet)) = decided else {
+                self.settle(me, needs_lease, rules, store)?;
+                continue;
+            };
+            let wrote = value.is_some();
+            if let Some(value) = value
+                && store.swap(key, &value, Some(version))? == Swap::Lost
+            {
+                continue;
+            }
+            if is_quiet {
+                // If it fails, the next decision goes on with it.
+                let _ = self.freeze(me, rules, store);
+            }
+            if me.is_none() && wrote && self.has_leased {
+                // Nobody here will renew the lease or can be woken.
+                let _ = self.release(store);
+            }
+            return Ok(decision);
+        }
+        Err(StoreError::Contended)
+    }
+
+    /// The workers that must be woken because the ledger has moved to where they look for it.
+    pub fn take_wakes(&mut self) -> Vec<WorkerId> {
+        core::mem::take(&mut self.wake)
+    }
+
+    /// Where this worker has moved the ledger since the last call.
+    pub fn take_move(&mut self) -> Option<Form> {
+        self.moved.take()
+    }
+
+    /// Whether there are any.
+    pub fn has_wakes(&self) -> bool {
+        !self.wake.is_empty()
+    }
+
+    /// A module of version 1 woke this worker: the next decision looks at once whether it has come.
+    pub fn suspect(&mut self) {
+        self.looked_at = Instant::ZERO;
+    }
+
+    /// The ledger as it lies in the store, for who only reads. `None` if there is none that can be read.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store refuses.
+    pub fn read<S: Store>(limit: &str, store: &mut S) -> Result<Option<Ledger>, StoreError> {
+        let two = match store.load(&tlv::key(limit))?.map(|(bytes, _)| tlv::decode(&bytes)) {
+            Some(Ok(Decoded { place, ledger: Some(ledger), .. })) if place.lease > Instant::ZERO => {
+                return Ok(Some(ledger));
+            }
+            Some(Ok(decoded)) => decoded.ledger,
+            Some(Err(_)) | None => None,
+        };
+        let one = store.load(&v1::key(limit))?.and_then(|(bytes, _)| Record::decode(&bytes));
+        Ok(match one.map(|record| (marker(&record), record)) {
+            // Open to modules of version 1, but none has come: ours says more.
+            Some((Some(marker), record)) if record.mark == marker.generation && two.is_some() => two,
+            Some((Some(marker), record)) if !marker.is_closed => {
+                let (rules, now) = (record.configured, store.now());
+                Some(unmarked(record, marker, rules, now))
+            }
+            Some((None, record)) => Some(record.into()),
+            Some((Some(_), _)) | None => two,
+        })
+    }
+
+    /// This worker goes: who comes after need not wait for the end of the lease. Other workers of this module take it
+    /// again with their next decision.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store refuses, or others were quicker too many times; the lease then ends by itself.
+    pub fn release<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let Some((bytes, version)) = store.load(&self.two)? else { return Ok(()) };
+            let Ok(Decoded { place, ledger: Some(ledger), kept }) = tlv::decode(&bytes) else { return Ok(()) };
+            let Some((bytes, under)) = store.load(&self.one)? else { return Ok(()) };
+            let Some(record) = Record::decode(&bytes) else { return Ok(()) };
+            let now = store.now();
+            if place.state != State::Here || marker(&record).is_none_or(|marker| marker.generation != place.generation)
+            {
+                return Ok(());
+            }
+            if place.lease > Instant::ZERO {
+                let free = Place { lease: Instant::ZERO, ..place };
+                // From here on nobody grants from it.
+                if store.swap(&self.two, &tlv::encode(free, Some(&ledger), &kept), Some(version))? == Swap::Lost {
+                    continue;
+                }
+            } else if !marker(&record).is_some_and(|marker| marker.is_closed) {
+                return Ok(());
+            }
+            let touched = record.mark != place.generation;
+            let open = if touched {
+                // One has come: it gets all there is, as in a move.
+                thawed(ledger, &record, place.generation, now)
+            } else {
+                released(&ledger, place.generation)
+            };
+            if store.swap(&self.one, &open.encode(), Some(under))? == Swap::Replaced {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Contended)
+    }
+
+    /// Whether no module of version 1 has written for long enough, if the last one did at `old_at`.
+    fn is_quiet(&self, old_at: Instant, now: Instant) -> bool {
+        matches!(self.company, Company::Mixed(quiet) if now.since(old_at) >= quiet)
+    }
+
+    /// Whether a decision may be made on version 2's record without a look at the other.
+    fn may_stay(&self, place: Place, me: Option<WorkerId>, now: Instant) -> bool {
+        let looked = me.is_none() || now.since(self.looked_at) < LOOK_EVERY && now >= self.looked_at;
+        let is_alone = matches!(self.company, Company::Only(_));
+        place.state == State::Here && (is_alone || looked && place.lease.since(now) <= LEASE)
+    }
+
+    /// Begins the move to version 2, if version 1's record is live and nobody of that version has written.
+    fn freeze<S: Store>(&mut self, me: Option<WorkerId>, rules: Rules, store: &mut S) -> Result<(), StoreError> {
+        let before = match store.load(&self.two)?.map(|(bytes, _)| tlv::decode(&bytes)) {
+            Some(Ok(Decoded { place, .. })) if place.state == State::Away => place.generation,
+            Some(Err(Refusal::Damaged)) | None => 0,
+            _ => return Ok(()),
+        };
+        let Some((bytes, version)) = store.load(&self.one)? else { return Ok(()) };
+        let now = store.now();
+        if let Some(record) = Record::decode(&bytes)
+            && marker(&record).is_none()
+            && record.mark > 0
+            && self.is_quiet(Instant::from_micros(record.mark), now)
+        {
+            let generation = before.saturating_add(1).max(now.as_micros());
+            // The lines go along: until the record is closed the next step reads them from there.
+            let frozen = with_marker(record, generation, WorkerId(0), false);
+            if store.swap(&self.one, &frozen.encode(), Some(version))? == Swap::Replaced {
+                self.settle(me, true, rules, store)?;
+                self.moved = Some(Form::Two).filter(|_| self.form == Form::Two);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out where the ledger lives, and goes on with a move that is half done. Takes the lease if it is needed, and
+    /// renews one that will end soon.
+    fn settle<S: Store>(
+        &mut self,
+        me: Option<WorkerId>,
+        needs_lease: bool,
+        rules: Rules,
+        store: &mut S,
+    ) -> Result<(), StoreError> {
+        for _ in 0..STEPS_MAX {
+            // In this order: what is read second is what counts if the other has changed since.
+            let two = store.load(&self.two)?;
+            let one = store.load(&self.one)?;
+            let now = store.now();
+            let (two, under_two) = match two {
+                Some((bytes, version)) => (Some(tlv::decode(&bytes)), Some(version)),
+                None => (None, None),
+            };
+            let (one, under_one) = match one {
+                Some((bytes, version)) => (Some(Record::decode(&bytes)), Some(version)),
+                None => (None, None),
+            };
+            let (place, ledger, kept) = match two {
+                Some(Err(Refusal::NotUnderstood)) => return Err(StoreError::NotUnderstood),
+                Some(Ok(Decoded { place, ledger, kept })) => (place, ledger, kept),
+                Some(Err(Refusal::Damaged)) => {
+                    self.was_damaged = true;
+                    (Place::default(), None, Kept::default())
+                }
+                None => (Place::default(), None, Kept::default()),
+            };
+            let two_was_damaged = self.was_damaged && under_two.is_some();
+            match (place.state, ledger, one) {
+                (State::Here, Some(ledger), Some(Some(record))) => match marker(&record) {
+                    None => {
+                        // Version 1's record lives although ours does: it was begun anew after damage. Theirs counts.
+                        self.swap_two(Place { state: State::Away, ..place }, None, &kept, under_two, store)?;
+                    }
+                    Some(marker) if marker.generation != place.generation => {
+                        // It is frozen, but for which ledger is not known. Now it is for this one.
+                        let closed = closed(&ledger, place.generation, now.after(LEASE), me);
+                        self.swap_one(&closed, under_one, store)?;
+                    }
+                    Some(_) if record.mark != place.generation => {
+                        let leaving = Place { state: State::Leaving, lease: Instant::ZERO, ..place };
+                        self.swap_two(leaving, Some(&ledger), &kept, under_two, store)?;
+                    }
+                    Some(_) => {
+                        self.looked_at = now;
+                        self.form = Form::Two;
+                        let left = place.lease.since(now);
+                        let is_due = if needs_lease { left < RENEW_BELOW } else { (SOME..RENEW_BELOW).contains(&left) };
+                        if !is_due && left <= LEASE {
+                            return Ok(());
+                        }
+                        let until = now.after(LEASE);
+                        let closed = closed(&ledger, place.generation, until, me);
+                        if self.swap_one(&closed, under_one, store)? {
+                            let leased = Place { lease: until, ..place };
+                            if self.swap_two(leased, Some(&ledger), &kept, under_two, store)? {
+                                self.has_leased = left == Micros::ZERO;
+                                return Ok(());
+                            }
+                        }
+                    }
+                },
+                (State::Here, Some(ledger), _) => {
+                    // Version 1's record is gone or damaged, and a module of version 1 would begin a new one.
+                    let closed = closed(&ledger, place.generation, now.after(LEASE), me);
+                    self.swap_one(&closed, under_one, store)?;
+                }
+                (State::Leaving, Some(ledger), one) => {
+                    let record = one.flatten();
+                    match record.as_ref().map(|record| (record, marker(record))) {
+                        Some((record, Some(marker))) if marker.generation == place.generation => {
+                            let live = thawed(ledger, record, place.generation, now);
+                            if self.swap_one(&live, under_one, store)? {
+                                self.wake = live.lines.iter().map(|line| line.worker).collect();
+                                self.moved = Some(Form::One);
+                            }
+                        }
+                        Some((_, None)) => {
+                            let away = Place { state: State::Away, ..place };
+                            self.swap_two(away, None, &kept, under_two, store)?;
+                        }
+                        Some((_, Some(_))) => {}
+                        None => {
+                            let live = Record { mark: now.as_micros(), ..Record::from(&ledger) };
+                            self.swap_one(&live, under_one, store)?;
+                        }
+                    }
+                }
+                (_, _, Some(Some(record))) => match marker(&record) {
+                    None => {
+                        self.form = Form::One;
+                        return Ok(());
+                    }
+                    Some(marker) => {
+                        let lines = record.lines.iter().filter(|line| line.seen_at != NEVER).count();
+                        let origin = if two_was_damaged || self.was_damaged {
+                            Origin::Lost
+                        } else if self.is_new || (marker.served == 0 && lines == 0) {
+                            Origin::New
+                        } else {
+                            Origin::Known
+                        };
+                        let here =
+                            Place { state: State::Here, generation: marker.generation, lease: Instant::ZERO, origin };
+                        let mut ledger = unmarked(record, marker, rules, now);
+                        if two_was_damaged || marker.is_closed {
+                            // What was granted is not known.
+                            ledger = emptied(ledger, now);
+                        }
+                        self.swap_two(here, Some(&ledger), &Kept::default(), under_two, store)?;
+                    }
+                },
+                (_, _, one) => {
+                    // There is none yet, or none that can be read: nothing is known of its past, so it starts empty.
+                    self.is_new = true;
+                    self.was_damaged |= one.is_some();
+                    let tokens = if self.was_damaged { 0 } else { rules.capacity };
+                    let ledger = Ledger::new(rules, tokens, now);
+                    let generation = place.generation.saturating_add(1).max(now.as_micros());
+                    self.swap_one(&released(&ledger, generation), under_one, store)?;
+                }
+            }
+        }
+        Err(StoreError::Contended)
+    }
+
+    /// A decision where there is nobody else: the ledger is made, if it is not there or can't be read, by the same swap.
+    fn decide_alone<S: Store, T>(
+        &mut self,
+        form: Form,
+        rules: Rules,
+        store: &mut S,
+        mut decide: impl FnMut(Ledger, Found, Instant) -> (Option<Ledger>, T),
+    ) -> Result<T, StoreError> {
+        let key = if form == Form::One { &self.one } else { &self.two };
+        store.measure_and_replace(key, |present, now| {
+            let stored = present.map(|bytes| match form {
+                Form::One => Record::decode(bytes).map(Ledger::from),
+                Form::Two => Ledger::decode(bytes),
+            });
+            let was_damaged = matches!(stored, Some(None));
+            let stored = stored.flatten();
+            let found = Found { is_new: stored.is_none(), was_damaged };
+            let tokens = if was_damaged { 0 } else { rules.capacity };
+            let ledger = stored.unwrap_or_else(|| Ledger { form, ..Ledger::new(rules, tokens, now) });
+            let (ledger, decision) = decide(ledger, found, now);
+            let value = ledger.map(|ledger| match form {
+                Form::One => Record::from(&ledger).encode(),
+                Form::Two => ledger.encode(),
+            });
+            (value, decision)
+        })
+    }
+
+    fn swap_one<S: Store>(&self, record: &Record, version: Option<Version>, store: &mut S) -> Result<bool, StoreError> {
+        Ok(store.swap(&self.one, &record.encode(), version)? == Swap::Replaced)
+    }
+
+    fn swap_two<S: Store>(
+        &self,
+        place: Place,
+        ledger: Option<&Ledger>,
+        kept: &Kept,
+        version: Option<Version>,
+        store: &mut S,
+    ) -> Result<bool, StoreError> {
+        Ok(store.swap(&self.two, &tlv::encode(place, ledger, kept), version)? == Swap::Replaced)
+    }
+}
+
+/// What a frozen record of version 1 says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Marker {
+    generation: u64,
+    is_closed: bool,
+    /// How many grants the record told of when it was frozen.
+    served: u64,
+}
+
+/// The marker of a frozen record; `None` of a live one.
+fn marker(record: &Record) -> Option<Marker> {
+    record.lines.iter().find(|line| line.seen_at == NEVER).map(|line| {
+        let [(count, _), (_, generation), (_, served), ..] = line.lanes;
+        Marker { generation: generation.as_micros(), is_closed: count > 0, served: served.as_micros() }
+    })
+}
+
+/// Version 1 leaves other workers' lines as they are, and reads no time of a lane in which nobody waits.
+fn with_marker(mut record: Record, generation: u64, worker: WorkerId, is_closed: bool) -> Record {
+    let mut lanes = [(0, Instant::ZERO); LANES];
+    let [head, generated, served, ..] = &mut lanes;
+    head.0 = u32::from(is_closed);
+    generated.1 = Instant::from_micros(generation);
+    served.1 = Instant::from_micros(served_in(&record));
+    record.lines.push(Line { worker, passed_over: false, seen_at: NEVER, lanes });
+    record.mark = generation;
+    record.due = None;
+    record
+}
+
+fn served_in(record: &Record) -> u64 {
+    record.served.iter().fold(0, |sum, served| sum.saturating_add(served.count))
+}
+
+/// Version 1's record when it may go on from there. The requests that wait here are not told of: they can't be granted
+/// from it.
+fn released(ledger: &Ledger, generation: u64) -> Record {
+    let record = Record { lines: Vec::new(), ..Record::from(ledger) };
+    with_marker(record, generation, WorkerId(0), false)
+}
+
+/// Version 1's record when it must not grant before `until`, the end of the lease.
+fn closed(ledger: &Ledger, generation: u64, until: Instant, me: Option<WorkerId>) -> Record {
+    let mut record = Record { lines: Vec::new(), ..Record::from(ledger) };
+    let window = record.rules.window_rules();
+    let rate = u64::from(record.rules.retreat.base.get());
+    let in_a_lease = LEASE.get().saturating_mul(rate).div_ceil(TOKEN);
+    let in_a_lease = u32::try_from(in_a_lease).unwrap_or(u32::MAX).saturating_add(1);
+    // As if all that we may yet grant had been granted at the last moment.
+    let (length, newest) = record.window;
+    let mut guard = WindowGuard::from_parts(length, newest, record.counts);
+    guard.advance(window, until);
+    guard.count(in_a_lease.saturating_add(record.rules.capacity).min(window.quota));
+    let (length, newest, counts) = guard.parts();
+    (record.window, record.counts) = ((length, newest), *counts);
+    record.bucket = (0, until, until);
+    // Version 1 refills the bucket from the moment at which it first writes, although the gate is closed. What comes
+    // until it opens goes here.
+    record.owed = record.owed.saturating_add(in_a_lease);
+    record.models = Default::default();
+    let account = &mut record.account;
+    // At full speed, with every answer taken for stale, nothing that version 1 does opens the gate.
+    account.phase = Phase::Normal;
+    account.rate = record.rules.retreat.base;
+    account.half_open = false;
+    account.undo = false;
+    account.closed_until = until;
+    account.cut_at = until;
+    // No configuration says this, so that one that comes is seen when it is taken up.
+    record.configured.capacity = u32::MAX;
+    record.configured.retreat.base = MilliRpm::new(1);
+    with_marker(record, generation, me.unwrap_or(WorkerId(0)), true)
+}
+
+fn is_sentinel(rules: &Rules) -> bool {
+    rules.capacity == u32::MAX && rules.retreat.base == MilliRpm::new(1)
+}
+
+/// The ledger that a frozen record holds, with those of the configured `rules` that it can't hold.
+fn unmarked(mut record: Record, marker: Marker, rules: Rules, now: Instant) -> Ledger {
+    record.lines.retain(|line| line.seen_at != NEVER);
+    if marker.is_closed && is_sentinel(&record.configured) {
+        record.configured = record.rules;
+    }
+    if marker.is_closed {
+        record.account.closed_until = Instant::ZERO;
+        record.account.cut_at = Instant::ZERO;
+    }
+    let is_overridden = record.rules != record.configured;
+    let is_ours = record.configured == known_to_it(&rules);
+    let mut ledger = Ledger::from(record);
+    let (active, configured, epoch) = (*ledger.rules(), *ledger.configured(), ledger.epoch());
+    let configured = if is_ours { rules } else { configured };
+    ledger.in_use = InUse::from_parts(if is_overridden { active } else { configured }, configured, epoch);
+    ledger.form = Form::Two;
+    ledger.guard = ledger.guard.as_in_version_2();
+    ledger.guard.advance(ledger.rules().window_rules(), now);
+    // Tickets of grants that were made before must not be taken for those of later ones.
+    ledger.recent = RecentGrants::from_parts(Vec::new(), now.as_micros());
+    ledger.freed_at = now;
+    ledger
+}
+
+/// The same ledger, when nothing is known of what was granted last.
+fn emptied(ledger: Ledger, now: Instant) -> Ledger {
+    Ledger { bucket: Bucket::with_tokens(0, now), ..ledger }
+}
+
+/// Version 1's record when the ledger comes back to it. What a module of version 1 has written there meanwhile, its
+/// rules and who waits with it, is taken over.
+fn thawed(mut ledger: Ledger, frozen: &Record, generation: u64, now: Instant) -> Record {
+    let Some(marker) = marker(frozen).filter(|marker| marker.generation == generation) else {
+        return Record { mark: now.as_micros(), ..Record::from(&ledger) };
+    };
+    let granted = served_in(frozen).saturating_sub(marker.served);
+    let has_adopted = !is_sentinel(&frozen.configured) && frozen.configured != known_to_it(ledger.configured());
+    let mut live = if marker.is_closed {
+        if has_adopted {
+            // What that does to the rate is seen with the next decision.
+            ledger.adopt(frozen.configured, now, &mut Vec::new());
+        }
+        let mut live = Record::from(&ledger);
+        if granted > 0 {
+            // The lease had ended, and the record was that module's alone.
+            (live.bucket, live.window, live.counts) = (frozen.bucket, frozen.window, frozen.counts);
+            live.owed = live.owed.max(frozen.owed);
+            for (served, theirs) in live.served.iter_mut().zip(frozen.served) {
+                served.count = served.count.max(theirs.count);
+                served.waited = served.waited.max(theirs.waited);
+            }
+        }
+        live
+    } else {
+        // It was whole, and that module has gone on with it.
+        Record { lines: ledger.peers().lines().iter().filter_map(Line::of).collect(), ..frozen.clone() }
+    };
+    (live.newest, live.contender) = (u64::MAX, None);
+    let theirs = frozen.lines.iter().filter(|line| line.seen_at != NEVER);
+    for line in theirs {
+        live.lines.retain(|ours| ours.worker != line.worker);
+        live.lines.push(*line);
+    }
+    live.due = None;
+    live.mark = now.as_micros();
+    live
+}
+
+/// How long a module of version 1 must have written nothing before the ledger leaves its key: longer than any drain
+/// (Envoy's `--parent-shutdown-time-s` is 900 s unless told otherwise). If one comes after all, the ledger moves back.
+pub const QUIET: Micros = Micros::from_secs(900);
+
+/// How long version 1's record is closed at a time.
+pub const LEASE: Micros = Micros::from_secs(10);
+
+/// A lease of which less than this is left is renewed.
+const RENEW_BELOW: Micros = Micros::from_secs(5);
+
+/// How often a worker that decides looks at version 1's record, should the wake-up from there be lost.
+pub const LOOK_EVERY: Micros = Micros::from_secs(2);
+
+/// More steps than any move has.
+const STEPS_MAX: usize = 16;
+
+/// Any time at all.
+const SOME: Micros = Micros::new(1);
+
+#[cfg(test)]
+#[path = "home/tests.rs"]
+mod tests;

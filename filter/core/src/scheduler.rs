@@ -1,0 +1,574 @@
+//! The heart of one worker: inputs in, actions and events out, and when to look again.
+//!
+//! For each limit it joins the worker's own queue to the shared ledger. It calls no host: the store comes in with each
+//! call, and with it the only clock. Every decision is made inside [`Store::measure_and_replace`] and only then carried
+//! out on the queue, so a lost race leaves no trace here.
+
+use crate::control::answer::Answer;
+use crate::event::{Event, Happened};
+use crate::limit::home::{Company, Found, Home};
+use crate::limit::ledger::{Form, Ledger, Place, Rules, Snapshot};
+use crate::order::queue::Queue;
+use crate::outcome::Outcome;
+use crate::priority::{LANES, Lane};
+use crate::request::Request;
+use crate::store::{Store, StoreError};
+use crate::supply::reservation::Reservation;
+use crate::units::{Instant, LimitId, Micros, RequestId, WorkerId};
+use hashbrown::HashMap;
+use shadow::Shadow;
+
+mod shadow;
+
+/// What the shell must do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Let a request go on to the upstream: it has its token.
+    Resume {
+        /// Which.
+        request: RequestId,
+        /// How long it waited.
+        waited: Micros,
+        /// When it got the token.
+        granted_at: Instant,
+    },
+    /// Answer a request: it gets no token.
+    Reply {
+        /// Which.
+        request: RequestId,
+        /// Where it waited.
+        lane: Lane,
+        /// How it ends.
+        outcome: Outcome,
+        /// When to try again, in whole seconds, at least 1.
+        retry_after_s: u64,
+        /// How long it waited.
+        waited: Micros,
+        /// The ledger after the decision, and its time; `None` if there was no way to look at it.
+        snapshot: Option<(Snapshot, Instant)>,
+    },
+    /// Wake another worker.
+    Wake(WorkerId),
+}
+
+/// What came of an input.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Output {
+    /// What to do, in this order.
+    pub actions: Vec<Action>,
+    /// What happened.
+    pub events: Vec<Happened>,
+    /// The ledger after the decision, and its time; `None` if nothing was decided or there was no way to.
+    pub snapshot: Option<(Snapshot, Instant)>,
+}
+
+/// The scheduler of one worker.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Scheduler {
+    limits: Vec<Limit>,
+    company: Company,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Limit {
+    name: String,
+    home: Home,
+    /// This worker, once it has had a request.
+    me: Option<WorkerId>,
+    /// The active rules, as of the last look at the ledger, and the configured ones, which a ledger in the form of
+    /// version 1 does not know in full.
+    rules: Rules,
+    configured: Rules,
+    queue: Queue,
+    /// What the requests hold that were granted here and whose streams have not ended.
+    reservations: HashMap<RequestId, Reservation>,
+    shadow: Shadow,
+    /// When to look at the ledger again because someone waits here, or has just left.
+    look_again_at: Option<Instant>,
+    /// When to look at it once more so that the gauges show its state at rest.
+    refresh_at: Option<Instant>,
+}
+
+impl Scheduler {
+    /// A scheduler whose ledgers other modules may share. The default one is alone.
+    pub fn among(company: Company) -> Self {
+        Self { limits: Vec::new(), company }
+    }
+
+    /// A module of an older version woke this worker: it may wait for the ledger of some limit, so the next
+    /// [`Scheduler::wake`] looks at them all.
+    pub fn suspect(&mut self) {
+        for limit in &mut self.limits {
+            limit.home.suspect();
+            limit.look_again_at = Some(Instant::ZERO);
+        }
+    }
+
+    /// This worker goes, and leaves the ledgers to who comes.
+    pub fn release<S: Store>(&mut self, store: &mut S) {
+        for limit in &mut self.limits {
+            // If it fails, whoever comes waits until the lease ends.
+            let _ = limit.home.release(store);
+        }
+    }
+
+    /// Makes the rules of the limit called `name` active, for all workers, and returns its number here. Who waits keeps
+    /// waiting, under the new rules. The last configuration that names a limit wins.
+    pub fn configure<S: Store>(&mut self, name: &str, rules: Rules, store: &mut S) -> (LimitId, Vec<Happened>) {
+        let id = self.next_id(name);
+        if id.0 == self.limits.len() {
+            self.limits.push(Limit::new(name, rules, self.company));
+        }
+        let mut events = Vec::new();
+        if let Some(limit) = self.limits.get_mut(id.0) {
+            // The workers get the configuration one after the other, and look again by themselves: those that hold slots
+            // too, since the others must know of them if there is a cap now.
+            let is_idle = limit.queue.is_empty() && limit.reservations.is_empty();
+            limit.look_again_at = (!is_idle).then_some(Instant::ZERO);
+            let adopted = limit.transact(id, store, &mut events, &mut |ledger, fresh, now, events| {
+                let changed = !ledger.is_configured_with(&rules);
+                if changed {
+                    ledger.adopt(rules, now, events);
+                }
+                if changed || fresh {
+                    events.push(Event::RulesConfigured { epoch: ledger.epoch(), rules });
+                }
+                changed
+            });
+            limit.configured = rules;
+            if adopted.is_err() {
+                limit.rules = rules;
+                events.push((id, Event::StoreFailed));
+            }
+            limit.queue.set_timeouts(limit.rules.timeouts);
+        }
+        (id, events)
+    }
+
+    /// The number that the limit called `name` has, or will have once it is configured.
+    pub fn next_id(&self, name: &str) -> LimitId {
+        let known = self.limits.iter().position(|limit| limit.name == name);
+        LimitId(known.unwrap_or(self.limits.len()))
+    }
+
+    /// The name of a limit.
+    pub fn name(&self, id: LimitId) -> &str {
+        self.limits.get(id.0).map_or("", |limit| &limit.name)
+    }
+
+    /// The rules of a limit that were active when this worker last looked.
+    pub fn rules(&self, id: LimitId) -> Option<&Rules> {
+        self.limits.get(id.0).map(|limit| &limit.rules)
+    }
+
+    /// How many requests of a limit wait in this worker.
+    pub fn waiting(&self, id: LimitId) -> usize {
+        self.limits.get(id.0).map_or(0, |limit| limit.queue.len())
+    }
+
+    /// A request as it waits here; `None` if it does not.
+    #[cfg(feature = "testing")]
+    pub fn request(&self, id: LimitId, request: RequestId) -> Option<&Request> {
+        self.limits.get(id.0)?.queue.get(request)
+    }
+
+    /// How many requests of a limit were granted in this worker and have not ended.
+    pub fn in_flight(&self, id: LimitId) -> usize {
+        self.limits.get(id.0).map_or(0, |limit| limit.reservations.len())
+    }
+
+    /// A request is complete and needs a token.
+    pub fn arrive<S: Store>(&mut self, id: LimitId, request: Request, worker: WorkerId, store: &mut S) -> Output {
+        let Some(limit) = self.limits.get_mut(id.0) else {
+            return Output::default();
+        };
+        limit.turn(id, Some(request), None, worker, store)
+    }
+
+    /// The stream of a request that may still wait is gone: the request leaves the queue and costs nothing. Says whether
+    /// it did wait.
+    ///
+    /// The ledger learns of it at the next wake-up, which is due at once: streams often go in crowds (a connection with
+    /// a hundred of them closes), and none of the crowd must get a token because another of it has just left.
+    pub fn leave(&mut self, id: LimitId, request: RequestId) -> bool {
+        let Some(limit) = self.limits.get_mut(id.0) else { return false };
+        let waited = limit.queue.remove(request).is_some();
+        if waited {
+            limit.look_again_at = Some(Instant::ZERO);
+        }
+        waited
+    }
+
+    /// The stream of a granted request is over. `was_sent` says whether the upstream may have got any of it; if not, its
+    /// token goes back. What the request held is settled by this, once: further calls for it do nothing.
+    pub fn end<S: Store>(
+        &mut self,
+        id: LimitId,
+        request: RequestId,
+        was_sent: bool,
+        worker: WorkerId,
+        store: &mut S,
+    ) -> Output {
+        let Some(limit) = self.limits.get_mut(id.0) else { return Output::default() };
+        let Some(reservation) = limit.reservations.remove(&request) else { return Output::default() };
+        let unused = (!was_sent).then_some(reservation);
+        // Where nothing is limited but the rate, the end of a request that was sent changes nothing.
+        if unused.is_none() && limit.rules.max_in_flight.is_none() {
+            return Output::default();
+        }
+        limit.turn(id, None, unused, worker, store)
+    }
+
+    /// A timer fired or another worker woke this one: do for every limit what is due. `woken` looks at every limit with
+    /// someone waiting, whatever the time.
+    pub fn wake<S: Store>(&mut self, woken: bool, worker: WorkerId, store: &mut S) -> Output {
+        let now = store.now();
+        let mut output = Output::default();
+        for (at, limit) in self.limits.iter_mut().enumerate() {
+            let id = LimitId(at);
+            let due = limit.due_at().is_some_and(|due| due <= now);
+            if due || (woken && !limit.queue.is_empty()) {
+                let Output { actions, events, .. } = limit.turn(id, None, None, worker, store);
+                output.actions.extend(actions);
+                output.events.extend(events);
+            } else if limit.refresh_at.is_some_and(|due| due <= now) {
+                output.actions.extend(limit.refresh(id, now, store, &mut output.events));
+            }
+        }
+        output
+    }
+
+    /// The upstream answered a request, after so many `retries` by Envoy's router.
+    pub fn answer<S: Store>(&mut self, id: LimitId, answer: Answer, retries: u32, store: &mut S) -> Output {
+        self.on_ledger(id, store, |ledger, now, events| {
+            ledger.answer(answer, now, events);
+            ledger.charge(retries);
+            true
+        })
+    }
+
+    /// Charges `retries` of Envoy's router where no answer of the upstream tells of them.
+    pub fn charge<S: Store>(&mut self, id: LimitId, retries: u32, store: &mut S) -> Output {
+        if retries == 0 {
+            return Output::default();
+        }
+        self.on_ledger(id, store, |ledger, _, _| {
+            ledger.charge(retries);
+            true
+        })
+    }
+
+    /// Looks at a limit's ledger as it is now, without changing anything but what time alone changes.
+    pub fn look<S: Store>(&mut self, id: LimitId, store: &mut S) -> Output {
+        self.on_ledger(id, store, |_, _, _| false)
+    }
+
+    fn on_ledger<S: Store>(
+        &mut self,
+        id: LimitId,
+        store: &mut S,
+        mut change: impl FnMut(&mut Ledger, Instant, &mut Vec<Event>) -> bool,
+    ) -> Output {
+        let mut output = Output::default();
+        let Some(limit) = self.limits.get_mut(id.0) else {
+            return output;
+        };
+        match limit.transact(id, store, &mut output.events, &mut |ledger, _, now, events| change(ledger, now, events)) {
+            Ok(Decided { snapshot, now, wakes }) => {
+                output.actions.extend(wakes.into_iter().map(Action::Wake));
+                output.snapshot = Some((snapshot, now));
+            }
+            Err(_) => output.events.push((id, Event::StoreFailed)),
+        }
+        output
+    }
+
+    /// When [`Scheduler::wake`] must be called next; `None` when there is nothing to do.
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        self.limits.iter().flat_map(|limit| [limit.due_at(), limit.refresh_at]).flatten().min()
+    }
+}
+
+/// A decision: on the ledger, which may be new, at a time. What happens is added to the events; whether the ledger changed
+/// is answered.
+type Decide<'a> = dyn FnMut(&mut Ledger, bool, Instant, &mut Vec<Event>) -> bool + 'a;
+
+/// What a decision on the ledger came to.
+struct Decided {
+    snapshot: Snapshot,
+    /// The time of the decision.
+    now: Instant,
+    /// The worker that holds the best request, if the rate has changed: it sleeps until the time at which the old rate
+    /// would have brought a token. And those that hold requests of a model that may go earlier than it might before.
+    wakes: Vec<WorkerId>,
+}
+
+impl Limit {
+    fn new(name: &str, rules: Rules, company: Company) -> Self {
+        Self {
+            name: name.to_owned(),
+            home: Home::new(name, company),
+            me: None,
+            rules,
+            configured: rules,
+            queue: Queue::new(rules.timeouts),
+            reservations: HashMap::new(),
+            shadow: Shadow::default(),
+            look_again_at: None,
+            refresh_at: None,
+        }
+    }
+
+    /// When something is due: a look at the ledger, or a deadline.
+    fn due_at(&self) -> Option<Instant> {
+        self.queue.next_deadline().into_iter().chain(self.look_again_at).min()
+    }
+
+    /// One decision: ends what has waited too long, takes back what was not used, grants what may be granted, places the
+    /// arrival, publishes what waits.
+    fn turn<S: Store>(
+        &mut self,
+        id: LimitId,
+        new: Option<Request>,
+        unused: Option<Reservation>,
+        worker: WorkerId,
+        store: &mut S,
+    ) -> Output {
+        self.me = Some(worker);
+        let (mut expired, mut arrival) = (Vec::new(), None);
+        let in_flight = u32::try_from(self.reservations.len()).unwrap_or(u32::MAX);
+        let mut output = Output::default();
+        // These are lent to the decision while the rest of the limit runs the transaction.
+        let (mut queue, mut shadow) = (core::mem::take(&mut self.queue), core::mem::take(&mut self.shadow));
+        let mut turned = None;
+        let decided = self.transact(id, store, &mut output.events, &mut |ledger, _, now, events| {
+            expired.extend(queue.take_expired(now));
+            // A request comes when the ledger first knows of it: decided again, it came only now.
+            arrival = new.map(|new| queue.push(new, now));
+            if !ledger.rules().shadow {
+                // Those who have gone already must take no token from those who wait.
+                for gone in shadow.gone() {
+                    queue.remove(gone);
+                }
+            }
+            if let Some(reservation) = &unused {
+                events.push(Event::Unused { returned: ledger.take_back(reservation, now) });
+            }
+            queue.set_governed(ledger.models().slowed().iter().map(|slowed| slowed.key));
+            let (turn, changed) = ledger.turn(worker, &queue, in_flight, arrival.as_ref(), now, events);
+            let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane, now));
+            turned = Some((turn, estimates));
+            changed || unused.is_some()
+        });
+        // The store asks before it says that it has taken a decision.
+        let decided = decided.and_then(|decided| Ok((decided, turned.ok_or(StoreError::Unavailable)?)));
+        let now = decided.as_ref().map_or_else(|_| store.now(), |(decided, _)| decided.now);
+        match decided {
+            Ok((Decided { snapshot, wakes, .. }, (turn, estimates))) => {
+                queue.set_timeouts(self.rules.timeouts);
+                let refuse = |request: &Request, outcome| {
+                    let at = estimates.get(request.lane.index()).copied().unwrap_or(now);
+                    Action::Reply {
+                        request: request.id,
+                        lane: request.lane,
+                        outcome,
+                        retry_after_s: retry_after_s(at.since(now), request.id, now),
+                        waited: now.since(request.arrived),
+                        snapshot: Some((snapshot, now)),
+                    }
+                };
+                output.actions.extend(expired.iter().map(|request| refuse(request, Outcome::RateLimited)));
+                for (request, reservation) in &turn.granted {
+                    queue.remove(request.id);
+                    if !self.rules.shadow {
+                        self.reservations.insert(request.id, *reservation);
+                    }
+                    let waited = reservation.granted_at.since(request.arrived);
+                    let level = request.lane.priority();
+                    output.events.push((id, Event::Granted { request: request.id, level, waited }));
+                    let granted_at = reservation.granted_at;
+                    output.actions.push(Action::Resume { request: request.id, waited, granted_at });
+                }
+                if let Some(arrival) = &arrival {
+                    match turn.place {
+                        Place::Queued => {}
+                        Place::Fallback(lane) => {
+                            queue.shift(arrival.id, lane);
+                            output.events.push((id, Event::FellBack));
+                        }
+                        Place::Refused => {
+                            queue.remove(arrival.id);
+                            output.actions.push(refuse(arrival, Outcome::QueueFull));
+                        }
+                    }
+                }
+                let also = wakes.into_iter().filter(|whose| Some(*whose) != turn.wake);
+                let moved = self.home.take_wakes();
+                let others = turn.wake.into_iter().chain(also).chain(moved).filter(|whose| *whose != worker);
+                output.actions.extend(others.map(Action::Wake));
+                output.snapshot = Some((snapshot, now));
+                self.look_again_at = turn.look_again_at.map(|at| at.min(now.after(HEARTBEAT)));
+            }
+            Err(error) => {
+                // Nothing was decided: who waits keeps waiting, an arrival among them, and it is tried again at once.
+                if arrival.is_none() {
+                    arrival = new.map(|new| queue.push(new, now));
+                }
+                output.events.push((id, Event::StoreFailed));
+                output.actions.extend(expired.iter().map(|request| Action::Reply {
+                    request: request.id,
+                    lane: request.lane,
+                    outcome: Outcome::RateLimited,
+                    retry_after_s: 1,
+                    waited: now.since(request.arrived),
+                    snapshot: None,
+                }));
+                let again = if error == StoreError::NotUnderstood { HEARTBEAT } else { TRY_AGAIN };
+                self.look_again_at = Some(now.after(again));
+            }
+        }
+        let before = queue.len();
+        shadow.cast(self.rules.shadow, arrival.as_ref(), &mut queue, &mut output, id, now);
+        if queue.len() < before {
+            // The ledger still counts those who were taken out.
+            self.look_again_at = Some(now);
+        }
+        (self.queue, self.shadow) = (queue, shadow);
+        output
+    }
+
+    /// Looks at the ledger for the gauges' sake, and writes what time alone has changed of them.
+    fn refresh<S: Store>(
+        &mut self,
+        id: LimitId,
+        now: Instant,
+        store: &mut S,
+        events: &mut Vec<Happened>,
+    ) -> Vec<Action> {
+        let decided = self.transact(id, store, events, &mut |ledger, _, now, events| {
+            let expired = ledger.expire(None, now, events);
+            expired || ledger.shown() != Some(ledger.snapshot(now).shown())
+        });
+        match decided {
+            Ok(Decided { wakes, .. }) => wakes.into_iter().map(Action::Wake).collect(),
+            Err(_) => {
+                events.push((id, Event::StoreFailed));
+                self.refresh_at = Some(now.after(HEARTBEAT));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Runs one decision on the ledger and adds what happened to `events`. `decide` gets the ledger, advanced to the time
+    /// of the decision, whether it is new, that time, and where to put events; it answers whether the
+    /// ledger changed.
+    fn transact<S: Store>(
+        &mut self,
+        id: LimitId,
+        store: &mut S,
+        events: &mut Vec<Happened>,
+        decide: &mut Decide<'_>,
+    ) -> Result<Decided, StoreError> {
+        let (me, active, configured) = (self.me, self.rules, self.configured);
+        let decided = self.home.decide(me, configured, store, |mut ledger, found, now| {
+            let mut events = Vec::new();
+            let Found { is_new: fresh, was_damaged: unreadable } = found;
+            let before = ledger.peers().totals();
+            let pace = ledger.pace();
+            let openings = ledger.models().openings();
+            if fresh && active != configured {
+                ledger.override_rules(active, now, &mut events);
+            }
+            ledger.advance(now, &mut events);
+            let changed = decide(&mut ledger, fresh, now, &mut events);
+            let snapshot = ledger.snapshot(now);
+            let mut wakes = ledger.holders_of_earlier(&openings);
+            // What others are woken for must be there when they look, or they would wake each other for ever.
+            let write = changed || fresh || !events.is_empty() || !wakes.is_empty();
+            if unreadable {
+                events.push(Event::RecordUnreadable);
+            }
+            if fresh {
+                // The gauges may still hold lines that were lost; the workers publish theirs again.
+                events.push(Event::QueueCounted(snapshot.waiting));
+            } else if before != snapshot.waiting {
+                events.push(Event::QueueChanged(differences(before, snapshot.waiting)));
+            }
+            let (before, after) = (ledger.shown(), snapshot.shown());
+            let rules = (*ledger.rules(), if ledger.form() == Form::Two { *ledger.configured() } else { configured });
+            if write && before != Some(after) {
+                ledger.show(after);
+                events.push(Event::GaugesChanged { before, after, rules: rules.0 });
+            }
+            // Who only reads leaves the gauges to the next look that writes.
+            let gauges_lag = !write && before != Some(after);
+            if write
+                && ledger.pace() != pace
+                && let Some(due) = ledger.due_worker()
+                && !wakes.contains(&due)
+            {
+                wakes.push(due);
+            }
+            let expires_at = ledger.peers().expires_at();
+            let value = write.then_some(ledger);
+            (value, (Decided { snapshot, now, wakes }, rules, gauges_lag, expires_at, events))
+        });
+        if let Some(form) = self.home.take_move() {
+            events.push((id, Event::LedgerMoved(form)));
+        }
+        if self.home.has_wakes() {
+            // The next turn wakes them.
+            self.look_again_at = Some(Instant::ZERO);
+        }
+        let (decided, rules, gauges_lag, expires_at, happened) = decided?;
+        (self.rules, self.configured) = rules;
+        let rules = self.rules;
+        events.extend(happened.into_iter().map(|event| (id, event)));
+        let snapshot = &decided.snapshot;
+        let full_at = (snapshot.available < snapshot.full).then_some(snapshot.full_at);
+        let window = rules.retreat.window;
+        // The way back has many small steps, and nobody waits for them.
+        let next_step = snapshot.retreat_due_at.map(|at| at.max(decided.now.after(window.quarter())));
+        // A share of refusals must not look alarming for ever where nothing is asked for any more.
+        let calm_at = (snapshot.throttled_permille > 0).then(|| decided.now.after(window));
+        let lag = gauges_lag.then(|| decided.now.after(GAUGES_LAG_MAX));
+        // A worker that is gone must not be counted for ever where nobody asks any more.
+        self.refresh_at = full_at.into_iter().chain(next_step).chain(calm_at).chain(lag).chain(expires_at).min();
+        Ok(decided)
+    }
+}
+
+fn differences(before: [u32; LANES], after: [u32; LANES]) -> [i64; LANES] {
+    let mut differences = [0; LANES];
+    for (difference, (before, after)) in differences.iter_mut().zip(before.into_iter().zip(after)) {
+        *difference = i64::from(after).saturating_sub(i64::from(before));
+    }
+    differences
+}
+
+/// Seconds for `Retry-After`: the expected wait, and up to a tenth more, so that clients that were refused together
+/// don't come back together.
+fn retry_after_s(wait: Micros, request: RequestId, now: Instant) -> u64 {
+    let secs = wait.as_secs_ceil().clamp(1, RETRY_AFTER_MAX_S);
+    let spread = (secs / 10).saturating_add(2);
+    // Fibonacci hashing spreads neighbouring request numbers and times well enough for a jitter.
+    let mixed = (now.as_micros() ^ u64::from(request.0)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    secs.saturating_add(mixed.checked_rem(spread).unwrap_or(0)).min(RETRY_AFTER_MAX_S)
+}
+
+/// The longest time between two looks at the ledger while someone waits: it keeps the worker's line alive and takes up a
+/// rate that rises.
+pub const HEARTBEAT: Micros = Micros::from_secs(2);
+
+/// How long gauges may show what is not so any more because someone has only read the ledger.
+const GAUGES_LAG_MAX: Micros = Micros::from_secs(1);
+
+/// When to try again after a decision that could not be made.
+const TRY_AGAIN: Micros = Micros::from_millis(1);
+
+/// The longest `Retry-After` given to a client.
+const RETRY_AFTER_MAX_S: u64 = 300;
+
+#[cfg(test)]
+#[path = "scheduler/tests.rs"]
+mod tests;

@@ -1,0 +1,389 @@
+//! A stream's callbacks.
+
+use super::host::{self, Buffer, Map};
+use super::logging::host_refused;
+use super::stream::{BodyView, Granted, State, Stream, refuse_unserved};
+use super::{headers, worker};
+use nimgate_classify::{AtHead, Classified, Decision, RequestHead};
+use nimgate_config::HoldAt;
+use nimgate_core::control::answer::{Answer, Signal};
+use nimgate_core::control::attempts;
+use nimgate_core::control::retry_after;
+use nimgate_core::messages::response_headers;
+use nimgate_core::outcome::Outcome;
+use nimgate_core::priority::Priority;
+use nimgate_core::units::LimitId;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::Action;
+use std::rc::Rc;
+
+/// The SDK's context of a stream.
+pub struct Http {
+    /// `None` only if the stream's root context has no configuration. Nothing says then which requests are metered, so all
+    /// are refused.
+    stream: Option<Rc<Stream>>,
+    /// The body to put in place of the one that Envoy's own reply brings.
+    new_body: Option<Vec<u8>>,
+    /// A 503 of the upstream, until its body says what it means.
+    unjudged: Option<Unjudged>,
+}
+
+struct Unjudged {
+    limit: LimitId,
+    answer: Answer,
+    body: Vec<u8>,
+}
+
+/// As much of a 503's body as is read.
+const JUDGED_BYTES: usize = 4_096;
+
+impl Http {
+    /// The context of `stream`.
+    pub fn new(stream: Option<Rc<Stream>>) -> Self {
+        Self { stream, new_body: None, unjudged: None }
+    }
+
+    /// Reads the request's headers, and decides what they alone can decide.
+    fn head(stream: &Rc<Stream>, ends_here: bool) -> Action {
+        let map = match host::header_map(Map::Request) {
+            Ok(map) => map,
+            Err(refused) => {
+                host_refused("get request headers", Some(refused));
+                return Self::without_head(stream);
+            }
+        };
+        let config = &stream.plugin.config;
+        let mut head = RequestHead { ends_here, ..RequestHead::default() };
+        let mut asked: Option<Option<Priority>> = None;
+        let mut size_of_head = 0usize;
+        for (name, value) in headers::pairs(&map) {
+            size_of_head = size_of_head.saturating_add(name.len()).saturating_add(value.len());
+            match name {
+                b":method" => head.method = value,
+                b":path" => head.path = value,
+                b"upgrade" => head.upgrades = true,
+                b":authority" => head.authority = value,
+                b"content-type" => head.content_type = Some(head.content_type.map_or(value, |_| b"application/json")),
+                b"content-encoding" => {
+                    head.content_encoding = Some(head.content_encoding.map_or(value, |_| b"several"))
+                }
+                b"authorization" => stream.has_authorization.set(true),
+                name if name == config.priority.header.as_bytes() => {
+                    // Asked twice is as good as asked nonsense.
+                    asked = Some(if asked.is_none() { Priority::parse(value) } else { None });
+                }
+                name if name.starts_with(b"x-nimgate-") => {
+                    size_of_head = size_of_head.saturating_sub(name.len()).saturating_sub(value.len());
+                    if let Err(refused) = host::remove_header(Map::Request, name) {
+                        // It may choose a route to an upstream whose requests are metered.
+                        host_refused("remove request header", Some(refused));
+                        return Self::without_head(stream);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let priority = asked.flatten().unwrap_or(config.priority.default);
+        stream.priority.set(priority.capped(config.priority.ceiling));
+        let by_cluster = config.limits.iter().any(|limit| !limit.clusters.is_empty());
+        let cluster = by_cluster.then(|| host::property("xds\0cluster_name")).flatten();
+        head.cluster = cluster.as_deref();
+        match nimgate_classify::at_head(config, &head) {
+            AtHead::Decided(classified) => Self::settle(stream, classified),
+            AtHead::Read(reader) if config.hold_at == HoldAt::Body => {
+                stream.set_state(State::Reading(reader, 0));
+                stream.headers_are_gone.set(true);
+                Action::Continue
+            }
+            AtHead::Read(mut reader) if stream.plugin.body_view.get() == BodyView::Hidden => {
+                let classified = reader.give_up(config);
+                worker::with(|worker| worker.metrics.pause_ignored());
+                Self::settle(stream, classified)
+            }
+            AtHead::Read(reader) => {
+                stream.set_state(State::Reading(reader, 0));
+                if stream.plugin.body_view.get() == BodyView::Unknown {
+                    let size = u64::try_from(size_of_head).unwrap_or(u64::MAX);
+                    if worker::with(|worker| worker.watch(stream, size, stream.place())).is_none() {
+                        // Should no body ever be shown, nobody would notice, and the request would wait for ever.
+                        stream.refuse_unserved();
+                    }
+                }
+                Action::Pause
+            }
+        }
+    }
+
+    /// Decides about a request whose headers can't be had, or can't be relied on.
+    fn without_head(stream: &Rc<Stream>) -> Action {
+        let priority = &stream.plugin.config.priority;
+        stream.priority.set(priority.default.capped(priority.ceiling));
+        // The client may have sent one, and what it sent stays.
+        stream.has_authorization.set(true);
+        Self::settle(stream, nimgate_classify::without_head(&stream.plugin.config))
+    }
+
+    /// Acts on a decision in one of the stream's own callbacks. What can't be decided is refused, unless it passes anyway.
+    fn settle(stream: &Rc<Stream>, classified: Classified) -> Action {
+        match worker::with(|worker| worker.settle(stream, classified, stream.place())) {
+            Some(goes_on) => action(goes_on),
+            None if classified.decision == Decision::Pass => {
+                stream.set_state(State::Passed);
+                Action::Continue
+            }
+            None => {
+                stream.refuse_unserved();
+                Action::Pause
+            }
+        }
+    }
+
+    /// Reads what has come of the body since the last time.
+    fn body(stream: &Rc<Stream>, size: usize, ends_here: bool) -> Action {
+        // Only while the request is held does a body's being shown say anything about the host.
+        let held = matches!(&*stream.state.borrow(), State::Reading(..) | State::Waiting(_));
+        if held && stream.plugin.body_view.get() != BodyView::Shown {
+            worker::with(|worker| worker.body_shown(&stream.plugin));
+        }
+        let passes = match &mut *stream.state.borrow_mut() {
+            State::Reading(reader, seen) => {
+                let new = size.saturating_sub(*seen);
+                let piece = match new {
+                    0 => Vec::new(),
+                    new => host::buffer(Buffer::RequestBody, *seen, new).unwrap_or_default(),
+                };
+                if piece.len() != new {
+                    host_refused("get request body", None);
+                    reader.spoil();
+                }
+                *seen = size;
+                reader.feed(&stream.plugin.config, &piece)
+            }
+            State::Waiting(_) => {
+                stream.keeps_body.set(!ends_here);
+                return Action::Pause;
+            }
+            State::Granted(_) if stream.keeps_body.get() => {
+                stream.keeps_body.set(!ends_here);
+                return action(ends_here);
+            }
+            State::Answered(..) | State::Unserved => return Action::Pause,
+            State::New | State::Passed | State::Granted(_) | State::Over => return Action::Continue,
+        };
+        if passes {
+            stream.set_state(State::Passed);
+            worker::with(|worker| worker.metrics.passed());
+            return Action::Continue;
+        }
+        if ends_here { Self::body_complete(stream) } else { Action::Pause }
+    }
+
+    fn body_complete(stream: &Rc<Stream>) -> Action {
+        let classified = match &mut *stream.state.borrow_mut() {
+            State::Reading(reader, _) => {
+                let classified = reader.finish(&stream.plugin.config);
+                if matches!(classified.decision, Decision::Meter(_)) {
+                    stream.model.replace(reader.model().map(str::to_owned));
+                }
+                classified
+            }
+            State::Answered(..) | State::Unserved => return Action::Pause,
+            state => {
+                stream.keeps_body.set(false);
+                return action(!matches!(state, State::Waiting(_)));
+            }
+        };
+        Self::settle(stream, classified)
+    }
+
+    /// A response begins: the upstream's, or one that Envoy made by itself.
+    fn response(&mut self, stream: &Rc<Stream>, ends_here: bool) {
+        #[derive(Clone, Copy)]
+        enum Whose {
+            Held(Option<usize>),
+            Sent(Granted),
+        }
+        let whose = match &*stream.state.borrow() {
+            State::Granted(granted) if !granted.answered => Whose::Sent(*granted),
+            State::Reading(..) => Whose::Held(None),
+            State::Waiting(at) => Whose::Held(Some(*at)),
+            _ => return,
+        };
+        let (limit, sent) = match whose {
+            Whose::Sent(granted) => (Some(granted.limit), true),
+            Whose::Held(limit) => (limit, false),
+        };
+        let map = match host::header_map(Map::Response) {
+            Ok(map) => map,
+            Err(refused) => {
+                host_refused("get response headers", Some(refused));
+                return;
+            }
+        };
+        let status = headers::pairs(&map)
+            .find(|(name, _)| *name == b":status")
+            .and_then(|(_, value)| core::str::from_utf8(value).ok()?.parse().ok())
+            .unwrap_or(0);
+        // Envoy's router adds this one to what an upstream has answered, unless suppress_envoy_headers is set, and to nothing else.
+        let is_upstreams = headers::pairs(&map).any(|(name, _)| name == b"x-envoy-upstream-service-time");
+        let details = match whose {
+            Whose::Sent(_) if is_upstreams => b"via_upstream".to_vec(),
+            _ => host::property("response\0code_details").unwrap_or_default(),
+        };
+        if let (Whose::Sent(granted), true) = (whose, details.starts_with(b"via_upstream")) {
+            self.upstream_answered(stream, granted, status, &map, ends_here);
+            return;
+        }
+        if let Some(outcome) = Outcome::of_local_reply(status, &details, sent) {
+            if let (Some(at), false) = (limit, sent) {
+                worker::with(|worker| worker.dismiss(stream, at, stream.place()));
+            }
+            if let Whose::Sent(granted) = whose {
+                let limit = stream.limit(granted.limit);
+                let attempts = headers::pairs(&map).find(|(name, _)| *name == b"x-envoy-attempt-count");
+                let retries = attempts.map_or(0, |(_, value)| attempts::retries(value));
+                let snapshot =
+                    limit.and_then(|limit| worker::with(|worker| worker.failed(stream, limit, outcome, retries)));
+                for (name, value) in response_headers(granted.waited, snapshot.flatten().as_ref()) {
+                    let _ = host::set_header(Map::Response, name, value.as_bytes());
+                }
+            }
+            self.reword(stream, limit, outcome, ends_here);
+            stream.note(limit, outcome, None);
+            stream.set_state(State::Answered(limit, outcome));
+        }
+    }
+
+    /// Takes in the upstream's answer and adds to its headers what the client may want to know.
+    fn upstream_answered(&mut self, stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8], ends_here: bool) {
+        stream.set_state(State::Granted(Granted { answered: true, ..granted }));
+        let mut pause = None;
+        let mut retries = 0;
+        let mut has_ratelimit = false;
+        for (name, value) in headers::pairs(map) {
+            match name {
+                b"retry-after" => pause = pause.max(retry_after::parse(value, host::wall_clock_s())),
+                b"x-envoy-attempt-count" => retries = attempts::retries(value),
+                name if name.starts_with(b"x-ratelimit-") && name.ends_with(b"-requests") => has_ratelimit = true,
+                _ => {}
+            }
+        }
+        let Some(limit) = stream.limit(granted.limit) else { return };
+        let obey_503 = worker::with(|worker| worker.obeys_503(limit)).unwrap_or(false);
+        let signal = Signal::of_status(status, pause.is_some(), obey_503);
+        let answer =
+            |signal| Answer { granted_at: granted.at, signal, retry_after: pause, model: stream.model_for_pace() };
+        let snapshot = match signal {
+            None if !ends_here => {
+                self.unjudged = Some(Unjudged { limit, answer: answer(Signal::Served), body: Vec::new() });
+                worker::with(|worker| worker.retried(stream, limit, retries)).flatten()
+            }
+            signal => {
+                let answer = answer(signal.unwrap_or(Signal::Served));
+                worker::with(|worker| worker.answered(stream, limit, answer, retries)).flatten()
+            }
+        };
+        // A decision that could be made has read the clock.
+        let now = snapshot.map_or_else(host::now, |(_, now)| now);
+        worker::with(|worker| worker.count_answer(stream, limit, status, now.since(granted.at)));
+        let snapshot = snapshot.filter(|_| !has_ratelimit);
+        Self::add_headers(map, &response_headers(granted.waited, snapshot.as_ref()));
+    }
+
+    /// Reads the beginning of a 503's body as it passes by, until it is known what it says.
+    fn judge(&mut self, size: usize, ends_here: bool) {
+        let (Some(unjudged), Some(stream)) = (&mut self.unjudged, &self.stream) else { return };
+        let wanted = JUDGED_BYTES.saturating_sub(unjudged.body.len()).min(size);
+        unjudged.body.extend(host::buffer(Buffer::ResponseBody, 0, wanted).unwrap_or_default());
+        let signal = Signal::of_body(&unjudged.body);
+        if signal == Signal::Served && !ends_here && unjudged.body.len() < JUDGED_BYTES {
+            return;
+        }
+        let Unjudged { limit, answer, .. } = *unjudged;
+        self.unjudged = None;
+        worker::with(|worker| worker.answered(stream, limit, Answer { signal, ..answer }, 0));
+    }
+
+    /// Adds headers to a metered response, whose own are `map`, in one host call. Those that only nimgate may set are left
+    /// out, whoever sent them.
+    fn add_headers(map: &[u8], new: &[(&'static str, String)]) {
+        let own = headers::pairs(map).filter(|(name, _)| !name.starts_with(b"x-nimgate-"));
+        let added = new.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let all: Vec<_> = own.chain(added).collect();
+        if let Err(refused) = host::set_header_map(Map::Response, &headers::serialise(&all)) {
+            host_refused("set response headers", Some(refused));
+        }
+    }
+
+    /// Puts the filter's words in place of Envoy's in a reply that Envoy made by itself. Nothing is held for that: the
+    /// length is known, and the body is exchanged as it comes by.
+    fn reword(&mut self, stream: &Stream, limit: Option<usize>, outcome: Outcome, ends_here: bool) {
+        let Some(failure) = outcome.failure() else {
+            return;
+        };
+        let status = failure.status.to_string();
+        let _ = host::set_header(Map::Response, ":status", status.as_bytes());
+        if outcome == Outcome::RateLimited {
+            let _ = host::set_header(Map::Response, "retry-after", b"1");
+        }
+        if ends_here {
+            return;
+        }
+        let rules = worker::with(|worker| worker.rules(stream, limit)).flatten();
+        let body = failure.body(&stream.failed(outcome, None, None, rules.as_ref()).message());
+        let _ = host::set_header(Map::Response, "content-type", b"application/json");
+        let _ = host::set_header(Map::Response, "content-length", body.len().to_string().as_bytes());
+        self.new_body = Some(body);
+    }
+}
+
+fn action(goes_on: bool) -> Action {
+    if goes_on { Action::Continue } else { Action::Pause }
+}
+
+impl Context for Http {
+    fn on_done(&mut self) -> bool {
+        self.judge(0, true);
+        if let Some(stream) = &self.stream {
+            worker::with(|worker| worker.gone(stream, stream.place()));
+        }
+        true
+    }
+}
+
+impl HttpContext for Http {
+    fn on_http_request_headers(&mut self, _: usize, ends_here: bool) -> Action {
+        match &self.stream {
+            Some(stream) => Self::head(stream, ends_here),
+            None => {
+                refuse_unserved();
+                Action::Pause
+            }
+        }
+    }
+
+    fn on_http_request_body(&mut self, size: usize, ends_here: bool) -> Action {
+        self.stream.as_ref().map_or(Action::Pause, |stream| Self::body(stream, size, ends_here))
+    }
+
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        self.stream.as_ref().map_or(Action::Pause, Self::body_complete)
+    }
+
+    fn on_http_response_headers(&mut self, _: usize, ends_here: bool) -> Action {
+        if let Some(stream) = self.stream.clone() {
+            self.response(&stream, ends_here);
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, size: usize, ends_here: bool) -> Action {
+        self.judge(size, ends_here);
+        if let Some(body) = &mut self.new_body {
+            // The whole new body goes with the first piece of the old one, and nothing with the others.
+            let _ = host::replace_buffer(Buffer::ResponseBody, size, body);
+            body.clear();
+        }
+        Action::Continue
+    }
+}
