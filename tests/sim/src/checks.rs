@@ -526,9 +526,8 @@ impl State {
             }
             let (rate, most) = (limit.rate as u64, limit.most(|settings| settings.rate_rpm));
             let idle = until.saturating_sub(from);
-            // Open: how often a refused decision is tried again, and what is due where retries meet a rate that is slowed.
-            let open =
-                self.plan.faults.refusals > 0 || (limit.throttled && (limit.paid_at > 0 || self.plan.world.local > 0));
+            // Open: how often a decision that the host refuses is tried again; a lease makes it more host calls.
+            let open = self.plan.faults.refusals > 0;
             if limit.corrupt || limit.is_in_debt() || open {
                 continue;
             }

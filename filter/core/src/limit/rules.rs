@@ -402,7 +402,8 @@ table! {
         /// `reject`: 503. `passthrough`: wait outside the queue, after everyone in it; at most `queue_max_size` more
         may_fall_back: bool = false;
             19 "queue_full_policy" Kind::Choice(&["reject", "passthrough"]), ["When the queue is full"];
-        /// a request that waits moves up a level each time so many seconds have passed, so that `low` can't starve
+        /// a request is never passed by one a level more urgent that comes more than so many seconds after it (two levels: twice
+        /// as many), so that `low` can't starve
         aging: Option<Micros> = None;
             20 "aging_s" Kind::seconds().or_off(), ["Ageing, s (0 is off)"];
         also {
