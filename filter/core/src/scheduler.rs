@@ -82,6 +82,8 @@ struct Limit {
     queue: Queue,
     /// What the requests hold that were granted here and whose streams have not ended.
     reservations: HashMap<RequestId, Reservation>,
+    /// What requests held that were never sent, until the ledger has taken it back.
+    unused: Vec<Reservation>,
     shadow: Shadow,
     /// When to look at the ledger again because someone waits here, or has just left.
     look_again_at: Option<Instant>,
@@ -182,7 +184,7 @@ impl Scheduler {
         let Some(limit) = self.limits.get_mut(id.0) else {
             return Output::default();
         };
-        limit.turn(id, Some(request), None, worker, store)
+        limit.turn(id, Some(request), worker, store)
     }
 
     /// The stream of a request that may still wait is gone: the request leaves the queue and costs nothing. Says whether
@@ -200,23 +202,23 @@ impl Scheduler {
     }
 
     /// The stream of a granted request is over. `was_sent` says whether the upstream may have got any of it; if not, its
-    /// token goes back. What the request held is settled by this, once: further calls for it do nothing.
-    pub fn end<S: Store>(
-        &mut self,
-        id: LimitId,
-        request: RequestId,
-        was_sent: bool,
-        worker: WorkerId,
-        store: &mut S,
-    ) -> Output {
-        let Some(limit) = self.limits.get_mut(id.0) else { return Output::default() };
-        let Some(reservation) = limit.reservations.remove(&request) else { return Output::default() };
-        let unused = (!was_sent).then_some(reservation);
-        // Where nothing is limited but the rate, the end of a request that was sent changes nothing.
-        if unused.is_none() && limit.rules.max_in_flight.is_none() {
-            return Output::default();
+    /// token goes back. What the request held is settled by this, once: further calls for it do nothing. Says whether
+    /// the ledger must learn of it.
+    ///
+    /// As with [`Scheduler::leave`], it learns of it at the next wake-up, which is due at once: what a stream frees must
+    /// not be granted to one that ends with it.
+    pub fn end(&mut self, id: LimitId, request: RequestId, was_sent: bool) -> bool {
+        let Some(limit) = self.limits.get_mut(id.0) else { return false };
+        let Some(reservation) = limit.reservations.remove(&request) else { return false };
+        if !was_sent {
+            limit.unused.push(reservation);
         }
-        limit.turn(id, None, unused, worker, store)
+        // Where nothing is limited but the rate, the end of a request that was sent changes nothing.
+        let matters = !was_sent || limit.rules.max_in_flight.is_some();
+        if matters {
+            limit.look_again_at = Some(Instant::ZERO);
+        }
+        matters
     }
 
     /// A timer fired or another worker woke this one: do for every limit what is due. `woken` looks at every limit with
@@ -228,7 +230,7 @@ impl Scheduler {
             let id = LimitId(at);
             let due = limit.due_at().is_some_and(|due| due <= now);
             if due || (woken && !limit.queue.is_empty()) {
-                let Output { actions, events, .. } = limit.turn(id, None, None, worker, store);
+                let Output { actions, events, .. } = limit.turn(id, None, worker, store);
                 output.actions.extend(actions);
                 output.events.extend(events);
             } else if limit.refresh_at.is_some_and(|due| due <= now) {
@@ -313,6 +315,7 @@ impl Limit {
             configured: rules,
             queue: Queue::new(rules.timeouts),
             reservations: HashMap::new(),
+            unused: Vec::new(),
             shadow: Shadow::default(),
             look_again_at: None,
             refresh_at: None,
@@ -330,7 +333,6 @@ impl Limit {
         &mut self,
         id: LimitId,
         new: Option<Request>,
-        unused: Option<Reservation>,
         worker: WorkerId,
         store: &mut S,
     ) -> Output {
@@ -340,6 +342,7 @@ impl Limit {
         let mut output = Output::default();
         // These are lent to the decision while the rest of the limit runs the transaction.
         let (mut queue, mut shadow) = (core::mem::take(&mut self.queue), core::mem::take(&mut self.shadow));
+        let unused = core::mem::take(&mut self.unused);
         let mut turned = None;
         let decided = self.transact(id, store, &mut output.events, &mut |ledger, _, now, events| {
             expired.extend(queue.take_expired(now));
@@ -351,14 +354,14 @@ impl Limit {
                     queue.remove(gone);
                 }
             }
-            if let Some(reservation) = &unused {
+            for reservation in &unused {
                 events.push(Event::Unused { returned: ledger.take_back(reservation, now) });
             }
             queue.set_governed(ledger.models().slowed().iter().map(|slowed| slowed.key));
             let (turn, changed) = ledger.turn(worker, &queue, in_flight, arrival.as_ref(), now, events);
             let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane, now));
             turned = Some((turn, estimates));
-            changed || unused.is_some()
+            changed || !unused.is_empty()
         });
         // The store asks before it says that it has taken a decision.
         let decided = decided.and_then(|decided| Ok((decided, turned.ok_or(StoreError::Unavailable)?)));
@@ -411,6 +414,7 @@ impl Limit {
             }
             Err(error) => {
                 // Nothing was decided: who waits keeps waiting, an arrival among them, and it is tried again at once.
+                self.unused = unused;
                 if arrival.is_none() {
                     arrival = new.map(|new| queue.push(new, now));
                 }

@@ -215,10 +215,7 @@ impl Worker {
 
     /// Settles what a granted request holds, when its stream is over or it is known that it was never sent.
     fn settle_grant(&mut self, stream: &Stream, limit: LimitId, was_sent: bool, running: Place) {
-        let Some(me) = self.me else { return };
-        let output = self.scheduler.end(limit, stream.request(), was_sent, me, &mut SharedData);
-        if output.snapshot.is_some() || !output.events.is_empty() {
-            self.execute(output, running);
+        if self.scheduler.end(limit, stream.request(), was_sent) {
             self.arm(running);
         }
     }

@@ -195,7 +195,8 @@ impl Worker {
             return Vec::new();
         }
         let id = self.streams.remove(0);
-        let output = self.scheduler.end(self.limit, id, true, self.id, store);
+        let matters = self.scheduler.end(self.limit, id, true);
+        let output = if matters { self.scheduler.wake(false, self.id, store) } else { Output::default() };
         let wakes = self.carry_out(output);
         if self.bug == Bug::EndWakesNobody { Vec::new() } else { wakes }
     }

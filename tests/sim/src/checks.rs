@@ -24,31 +24,6 @@ use crate::plan::{MILLI, SECOND, Settings, TOKEN};
 use crate::state::{Phase, State};
 use std::collections::VecDeque;
 
-/// Whether requests of slowed models take part in the order across workers, and aging is `arrived + level × aging`: off
-/// until the core orders them so.
-pub const NEW_ORDER: bool = true;
-
-/// Whether attempts of Envoy's router are charged too when Envoy itself answers in the end: off until the filter does.
-pub const LOCAL_REPLIES_CHARGED: bool = true;
-
-/// Whether what router retries took in advance is paid before the bucket is cut to its capacity: off while a debt survives
-/// however long a time without requests.
-pub const DEBTS_ARE_PAID: bool = true;
-
-/// Whether a change of the rules that brings tokens at once leaves the best request its grace: off while those tokens count as
-/// due since long ago, so that whoever looks first gets them.
-pub const CHANGES_KEEP_ORDER: bool = true;
-
-/// Whether the end of shadow mode takes those who have gone out of the queue before tokens are given to anybody: off while
-/// each worker's first look after it may spend tokens on them.
-pub const SHADOW_ENDS_AT_ONCE: bool = true;
-
-/// Whether a model that is no longer slowed leaves the gauge when nobody asks for it: off while only requests let it go.
-pub const MODELS_COME_BACK_AT_REST: bool = true;
-
-/// Whether a request that is granted and not sent gives its token back: off until the core refunds it.
-pub const REFUNDS: bool = true;
-
 /// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
@@ -108,8 +83,8 @@ pub struct Limit {
     /// Whether the ledger is unreadable and nobody has found out yet.
     pub corrupt: bool,
     pub begun_anew: bool,
-    /// Whether router retries took more than there was.
-    pub overdrawn: bool,
+    /// The last grants, the oldest first: only their tokens can come back.
+    pub recent: VecDeque<Recent>,
     /// Until when tokens went to router retries at the most, if none was there.
     pub paid_at: u64,
     /// When requests were sent, oldest first, and from when on the filter knows of them.
@@ -117,6 +92,16 @@ pub struct Limit {
     pub window_from: u64,
     /// How many requests asked for a token.
     pub asked: i64,
+}
+
+/// A grant whose token may come back.
+#[derive(Clone, Copy, Debug)]
+pub struct Recent {
+    /// The change with which it was granted, and to whom, once that is known.
+    pub number: u64,
+    pub request: Option<usize>,
+    /// The highest level of the bucket since.
+    pub peak: i64,
 }
 
 /// What the checks keep in mind.
@@ -163,6 +148,56 @@ impl Limit {
             let more = (at - self.level_at).min(1 << 40) as i64;
             self.level = self.level.saturating_add(more.saturating_mul(self.rate)).min(room);
             self.level_at = at;
+            let there = self.there();
+            self.recent.iter_mut().for_each(|grant| grant.peak = grant.peak.max(there));
+        }
+    }
+
+    /// What the reference bucket will have at a time if nothing is taken until then.
+    fn level_then(&self, at: u64) -> i64 {
+        let more = at.saturating_sub(self.level_at).min(1 << 40) as i64;
+        let refilled = self.level.saturating_add(more.saturating_mul(self.rate)).min(self.capacity * TOKEN);
+        if at > self.level_at { refilled } else { self.level }
+    }
+
+    /// What is in the bucket: a debt does not make it emptier than empty.
+    fn there(&self) -> i64 {
+        if self.level < 0 { self.level.rem_euclid(TOKEN) } else { self.level }
+    }
+
+    /// A grant takes a token.
+    fn take(&mut self, number: u64) {
+        self.level -= TOKEN;
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Recent { number, request: None, peak: self.there() });
+    }
+
+    /// The request is known to which the first grant of a change went that had none yet.
+    pub fn went_to(&mut self, number: u64, request: usize) {
+        let nameless = self.recent.iter_mut().find(|grant| grant.number == number && grant.request.is_none());
+        if let Some(grant) = nameless {
+            grant.request = Some(request);
+        }
+    }
+
+    /// The token of a request that was granted and not sent comes back, unless a bucket that never gave it would have been
+    /// cut since. Where the reference bucket only bounds the filter's from above, it loses no more than that cut.
+    pub fn take_back(&mut self, request: usize, only_bounds: bool) {
+        let Some(at) = self.recent.iter().position(|grant| grant.request == Some(request)) else { return };
+        let Some(Recent { peak, .. }) = self.recent.remove(at) else { return };
+        let room = (self.capacity * TOKEN - peak).clamp(0, TOKEN);
+        let back = if room == TOKEN || only_bounds { room } else { 0 };
+        if back == 0 {
+            return;
+        }
+        if self.level < TOKEN {
+            self.ready_since = self.level_at;
+        }
+        self.level += back;
+        for (place, grant) in self.recent.iter_mut().enumerate() {
+            grant.peak = if place >= at { grant.peak + back } else { grant.peak.max(peak + back) };
         }
     }
 
@@ -170,11 +205,6 @@ impl Limit {
     fn ready_at(&self) -> u64 {
         let missing = TOKEN - self.level;
         if missing <= 0 { self.ready_since } else { self.level_at + (missing as u64).div_ceil(self.rate.max(1) as u64) }
-    }
-
-    /// Whether router retries may have taken tokens in advance, and that is not paid as it should.
-    pub fn is_in_debt(&self) -> bool {
-        !DEBTS_ARE_PAID && (self.overdrawn || (self.throttled && self.paid_at > 0))
     }
 
     /// Other settings may become active, and any of those before may be.
@@ -227,10 +257,6 @@ impl Limit {
     pub fn charge(&mut self, retries: u64, at: u64, lenient: bool) {
         self.refill(at);
         self.sent_at.extend((0..retries).map(|_| at));
-        if self.overdrawn && !DEBTS_ARE_PAID {
-            // How much of the bucketful is left for debts is not known.
-            return;
-        }
         let least = self.versions.iter().map(|(_, settings)| settings.capacity as i64).min().unwrap_or(0);
         let bound = if lenient { least } else { self.capacity };
         let owed = (-self.level.div_euclid(TOKEN)).max(0);
@@ -239,7 +265,6 @@ impl Limit {
         let paid = total.min(there / TOKEN);
         // What stays owed is bounded, not what is paid at once.
         self.level = there - paid * TOKEN - (total - paid).min(bound.max(owed)) * TOKEN;
-        self.overdrawn |= self.level < 0;
         self.paid_at = self.paid_at.max(at) + retries * TOKEN as u64 / self.rate as u64;
     }
 }
@@ -267,15 +292,13 @@ impl State {
     }
 
     /// The order key of a request as the filter defines it: lane with aging, then time of arrival.
-    fn key(&self, r: usize, at: u64) -> (u64, u64) {
+    fn key(&self, r: usize) -> (u64, u64) {
         let request = &self.requests[r];
         let (level, aging) = (request.priority as u64, self.checks.limits[request.limit].settings.aging);
         match (request.fallback, aging) {
-            (true, _) if NEW_ORDER => (u64::MAX, 4 + level),
-            (false, Some(aging)) if NEW_ORDER => (0, request.arrived + level * aging),
-            (true, _) => (4 + level, request.arrived),
+            (true, _) => (u64::MAX, 4 + level),
+            (false, Some(aging)) => (0, request.arrived + level * aging),
             (false, None) => (level, request.arrived),
-            (false, Some(aging)) => (level.saturating_sub(at.saturating_sub(request.arrived) / aging), request.arrived),
         }
     }
 
@@ -297,18 +320,15 @@ impl State {
 
     /// A token of a limit was granted by the decision `commit`.
     pub fn check_token(&mut self, l: usize, commit: Commit) {
-        let refunds = self.plan.world.local > 0 || self.plan.world.uploads > 0;
         let limit = &mut self.checks.limits[l];
         limit.refill(commit.at);
-        limit.level -= TOKEN;
+        limit.take(commit.number);
         limit.last_grant = self.now;
         self.checks.grants += 1;
         let (level, number) = (limit.level, commit.number);
-        // Open: a swap that charges or gives back a token may grant one too, and which came first in it is not seen here.
-        let unsure = if limit.overdrawn || limit.paid_at > 0 || limit.begun_anew || refunds { TOKEN } else { 0 };
         if number == 0 {
             self.broken("I2", format!("limit {l} grants a token without a change of its ledger"));
-        } else if level < -unsure {
+        } else if level < 0 {
             let level = level as f64 / TOKEN as f64;
             self.broken("I2", format!("a grant of limit {l} leaves {level} tokens"));
         }
@@ -325,15 +345,12 @@ impl State {
     /// A callback has granted so many more tokens than it has let requests go.
     pub fn check_pairs(&mut self, vm: usize, l: usize, tokens: i64) {
         let limit = &self.checks.limits[l];
-        let after_shadow = !SHADOW_ENDS_AT_ONCE
-            && limit.ever(|settings| settings.shadow)
-            && self.now < limit.changed_at + 3 * SECOND + self.plan.faults.stalls;
         if limit.is_shadow_unsure(self.plan.faults.refusals) {
             return;
         }
         if tokens < 0 {
             self.broken("I2", format!("worker {vm} lets requests of limit {l} go without tokens"));
-        } else if !after_shadow {
+        } else {
             self.broken("I5", format!("worker {vm} grants tokens of limit {l} that nobody gets"));
         }
     }
@@ -369,12 +386,10 @@ impl State {
         if commit.at >= self.requests[r].arrived + timeout + raced + 2 * self.behind_slack() {
             self.broken("I11", format!("request {r} is granted after its deadline"));
         }
-        let limit = &self.checks.limits[l];
-        let just_changed = limit.versions.len() > 1 && commit.at < limit.changed_at + 35 * MILLI;
-        if !self.plan.is_calm() || self.checks.lines_touched || (just_changed && !CHANGES_KEEP_ORDER) {
+        if !self.plan.is_calm() || self.checks.lines_touched {
             return;
         }
-        let mine = self.key(r, commit.at);
+        let mine = self.key(r);
         let better = self.waiting.iter().copied().find(|q| {
             let other = &self.requests[*q];
             *q != r
@@ -382,15 +397,15 @@ impl State {
                 && other.published.is_some_and(|published| published < commit.number)
                 && (other.worker == worker || !self.desks[other.worker].committed[l])
                 && self.may_be_compared(r, *q)
-                && self.key(*q, commit.at) < mine
+                && self.key(*q) < mine
         });
         if let Some(q) = better {
-            let number = match (self.key(q, commit.at).0 < mine.0, self.requests[q].worker == worker) {
+            let number = match (self.key(q).0 < mine.0, self.requests[q].worker == worker) {
                 (true, true) => "I6",
                 (true, false) => "I7",
                 (false, _) => "I9",
             };
-            let (other, theirs) = (self.requests[q].worker, self.key(q, commit.at));
+            let (other, theirs) = (self.requests[q].worker, self.key(q));
             self.broken(
                 number,
                 format!("request {r} of worker {worker} {mine:?} goes before {q} of worker {other} {theirs:?}"),
@@ -403,11 +418,8 @@ impl State {
     fn may_be_compared(&self, r: usize, q: usize) -> bool {
         let (r, q) = (&self.requests[r], &self.requests[q]);
         let limit = &self.checks.limits[q.limit];
-        if !NEW_ORDER && r.worker != q.worker && q.model.is_some_and(|model| limit.ever_slowed[model]) {
-            return false;
-        }
         let is_slowed = q.model.is_some_and(|model| limit.slowed[model]);
-        !is_slowed || (r.model == q.model && (r.worker == q.worker || NEW_ORDER))
+        !is_slowed || r.model == q.model
     }
 
     /// No window of the configured length holds more requests than its quota when one is granted.
@@ -528,7 +540,7 @@ impl State {
             let idle = until.saturating_sub(from);
             // Open: how often a decision that the host refuses is tried again; a lease makes it more host calls.
             let open = self.plan.faults.refusals > 0;
-            if limit.corrupt || limit.is_in_debt() || open {
+            if limit.corrupt || open {
                 continue;
             }
             self.checks.worst_idle = self.checks.worst_idle.max(idle);
@@ -576,23 +588,17 @@ impl State {
     /// What the ledgers say of their tokens against the reference buckets, to the token. A fault-free run whose upstream
     /// has never refused anything has one rate, so both must agree exactly.
     pub fn check_tokens(&mut self) {
-        // Open: to which of the swaps of a callback the retries belong that it charges.
-        let retries = self.plan.world.retries > 0;
         for (l, available, at, number) in std::mem::take(&mut self.looked) {
             let calm = self.plan.is_calm() && !self.checks.lines_touched;
-            let limit = &mut self.checks.limits[l];
+            let limit = &self.checks.limits[l];
             if !calm || limit.throttled || limit.ever(|settings| settings.window > 0) || number != limit.commit {
                 continue;
             }
-            // One who looked earlier than another says less.
-            let overdrawn = limit.overdrawn || retries || at < limit.level_at;
-            let unsure = i64::from(retries);
-            limit.refill(at);
-            let expected = limit.level.div_euclid(TOKEN).max(0);
-            if available > expected + unsure {
+            let expected = limit.level_then(at).div_euclid(TOKEN).max(0);
+            if available > expected {
                 let what = format!("the ledger of limit {l} has {available} tokens, of {expected} that can be there");
                 self.broken("I1", what);
-            } else if available < expected && !overdrawn {
+            } else if available < expected {
                 let what =
                     format!("the ledger of limit {l} has {available} tokens, so of {expected} some went to nobody");
                 self.broken("I5", what);
@@ -633,6 +639,9 @@ impl State {
         }
     }
 }
+
+/// How many of the last grants can be taken back, as the filter has it.
+const RECENT_MAX: usize = 8;
 
 /// The levels as metrics name them.
 pub const PRIORITIES: [&str; 4] = ["urgent", "high", "normal", "low"];

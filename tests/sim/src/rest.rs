@@ -1,6 +1,6 @@
 //! The end of a run, at which everything must be at rest and every count be right.
 
-use crate::checks::{MODELS_COME_BACK_AT_REST, PRIORITIES};
+use crate::checks::PRIORITIES;
 use crate::plan::NAMES;
 use crate::state::{Phase, State};
 use crate::world::World;
@@ -33,9 +33,7 @@ impl World {
                         format!("limit=.={name};.;priority=.={priority};.;outcome=.={label};.;nimgate_requests_total");
                     let seen = state.expected.get(&(limit, at, label)).copied().unwrap_or(0);
                     let counted = state.metric(&metric);
-                    // Open: a request that Envoy answers itself may be counted where its client has just left.
-                    let unsure = if state.plan.world.local > 0 { 1 } else { 0 };
-                    if (counted - seen).abs() > unsure {
+                    if counted != seen {
                         state.broken("I20", format!("{name} {priority} {label}: counted {counted}, seen {seen}"));
                     }
                 }
@@ -82,10 +80,8 @@ impl State {
         let settings = limit.settings;
         let full = if settings.window > 0 { capacity.min(settings.quota() as i64) } else { capacity };
         // A limit that nobody has asked anything shows nothing.
-        let indebted = self.checks.limits[l].is_in_debt();
         if self.checks.limits[l].asked > 0
             && settled
-            && !indebted
             && (available != full || capacity != settings.capacity as i64)
         {
             self.broken("I12", format!("{available} of {capacity} tokens at rest, of {}", settings.capacity));
@@ -95,7 +91,7 @@ impl State {
             self.broken("I16", format!("the effective rate at rest is {rate}, not {}", settings.rate_rpm));
         }
         let slowed = self.limit_metric(l, "nimgate_models_slowed");
-        if slowed != 0 && MODELS_COME_BACK_AT_REST {
+        if slowed != 0 {
             self.broken("I16", format!("{slowed} models are slowed at rest"));
         }
         // In a run that is in shadow mode from its beginning to its end everyone is accounted for.

@@ -120,6 +120,7 @@ fn begin(plan: Plan, mutant: Option<Mutant>, verbose: bool) -> State {
         looked: Vec::new(),
         answers: BTreeMap::new(),
         retries: Default::default(),
+        charging: None,
     }
 }
 
@@ -183,11 +184,6 @@ impl World {
             }
             // What a minute's window has learned is forgotten after four hours.
             if time > state.ends_at + 18_000 * SECOND {
-                // A debt that time does not pay is looked at for ever.
-                if state.checks.limits.iter().any(Limit::is_in_debt) {
-                    state.due.clear();
-                    return false;
-                }
                 state.broken("I10", "five hours after the last request timers still run".to_owned());
             }
             event

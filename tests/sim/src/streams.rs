@@ -49,7 +49,11 @@ impl World {
             state.broken("I4", format!("request {r} is let go while {phase:?}"));
         }
         state.waiting.remove(&r);
-        let now = state.now;
+        let (now, l) = (state.now, state.requests[r].limit);
+        // In shadow mode nothing is reserved, so nothing comes back.
+        if shadow != Some(true) {
+            state.checks.limits[l].went_to(commit.number, r);
+        }
         let request = &mut state.requests[r];
         if request.phase == Phase::Waiting {
             (request.phase, request.granted, request.granted_at) = (Phase::Sent, commit, now);
@@ -167,7 +171,7 @@ impl World {
                 (End::Timeout, _) => Some("upstream_timeout"),
                 (End::Unreachable, _) => Some("upstream_unreachable"),
                 (End::TooLarge, _) => Some("payload_too_large"),
-                (End::Left, Phase::Waiting) => Some("client_left"),
+                (End::Left, Phase::Waiting | Phase::Sent) => Some("client_left"),
                 _ => None,
             };
             if let Some(label) = label {
@@ -178,6 +182,9 @@ impl World {
             if phase == Phase::Waiting && state.requests[r].published.is_some() {
                 state.desks[vm].untold[l] += 1;
             }
+            if (end, phase) == (End::Left, Phase::Sent) {
+                state.desks[vm].unused[l].push(r);
+            }
             state.note(|| format!("request {r} is over: {end:?}"));
             let silent = state.mutant == Some(Mutant::DropLeave) && end == End::Left;
             state.suspects(r);
@@ -187,8 +194,7 @@ impl World {
         };
         if !silent {
             self.call::<_, ()>(vm, "proxy_on_log", context, context);
-            let done = self.call::<_, u32>(vm, "proxy_on_done", context, context);
-            self.charged(r, done.map(|(_, limits)| limits));
+            self.call::<_, u32>(vm, "proxy_on_done", context, context);
             self.call::<_, ()>(vm, "proxy_on_delete", context, context);
         }
         let mut state = self.state.borrow_mut();

@@ -1,9 +1,8 @@
 //! The upstream and what stands before it: its hidden limits, its errors, Envoy's retries, and Envoy's own replies.
 
-use crate::checks::{LOCAL_REPLIES_CHARGED, REFUNDS};
 use crate::host::OfLimit;
 use crate::mutant::Mutant;
-use crate::plan::{LIMITS_MAX, MILLI, ModelKind, SECOND, TOKEN};
+use crate::plan::{LIMITS_MAX, MILLI, ModelKind, SECOND};
 use crate::state::{End, Event, Kind, Phase, State};
 use crate::world::World;
 use std::rc::Rc;
@@ -162,9 +161,10 @@ impl World {
         };
         self.state.borrow_mut().note(|| format!("the answer to request {r} begins: {pause:?}"));
         let first = none_slowed && !self.refused_before(r);
+        self.retries_begin(r);
         let done = self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, u32::from(ends)));
+        self.state.borrow_mut().charging = None;
         let limits = done.map(|(_, limits)| limits);
-        self.charged(r, limits);
         if let Some(limits) = limits {
             self.judged(r, &limits, pause, before, first);
         }
@@ -240,21 +240,13 @@ impl World {
         }
     }
 
-    /// Charges the router's retries in the reference bucket, if the filter has just taken in the answer that told of them.
-    pub fn charged(&self, r: usize, limits: Option<[OfLimit; LIMITS_MAX]>) {
+    /// The filter is about to hear of the router's retries for a request: they are charged with the next change of its
+    /// limit's ledger in this callback. Where the host refuses that change they are lost.
+    fn retries_begin(&self, r: usize) {
         let mut state = self.state.borrow_mut();
         let request = &mut state.requests[r];
-        let (l, retries) = (request.limit, request.retries);
-        let begun = !request.response.is_empty() && request.instead.is_none();
-        if !begun || retries == 0 || request.kind == Kind::Passing {
-            return;
-        }
-        request.retries = 0;
-        if let Some(commit) = limits.map(|limits| limits[l].commit).filter(|commit| commit.number > 0) {
-            let lenient = state.checks.lenient;
-            state.checks.limits[l].charge(retries, commit.at, lenient);
-            state.note(|| format!("{retries} retries of request {r} are charged"));
-        }
+        let (vm, l, retries) = (request.worker, request.limit, std::mem::take(&mut request.retries));
+        state.charging = (retries > 0).then_some((vm, l, retries));
     }
 
     /// The rest of an answer.
@@ -275,8 +267,7 @@ impl World {
             let with = (context, piece.len() as u32, at as u32);
             self.state.borrow_mut().suspects(r);
             self.state.borrow_mut().requests[r].answer = piece;
-            let done = self.call::<_, u32>(vm, "proxy_on_response_body", context, with);
-            self.charged(r, done.map(|(_, limits)| limits));
+            self.call::<_, u32>(vm, "proxy_on_response_body", context, with);
         }
         self.check_workers_full(r);
         if !matches!(self.state.borrow().requests[r].phase, Phase::Over(_)) {
@@ -332,31 +323,22 @@ impl World {
             (request.worker, request.context)
         };
         self.state.borrow_mut().note(|| format!("Envoy answers request {r} itself: {end:?}"));
-        let done = self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, 0u32));
-        self.call::<_, u32>(vm, "proxy_on_response_body", context, (context, 2u32, 1u32));
-        let (phase, l, refund) = {
-            let state = self.state.borrow();
+        {
+            let mut state = self.state.borrow_mut();
             let request = &state.requests[r];
-            (request.phase, request.limit, request.phase == Phase::Sent && request.sent == 0)
-        };
-        if matches!(phase, Phase::Over(_)) {
+            let (l, retries) = (request.limit, request.retries as i64);
+            let is_unused = (request.phase, request.sent) == (Phase::Sent, 0);
+            state.retries[l] += retries;
+            if is_unused {
+                state.desks[vm].unused[l].push(r);
+            }
+        }
+        self.retries_begin(r);
+        self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, 0u32));
+        self.state.borrow_mut().charging = None;
+        self.call::<_, u32>(vm, "proxy_on_response_body", context, (context, 2u32, 1u32));
+        if matches!(self.state.borrow().requests[r].phase, Phase::Over(_)) {
             return;
-        }
-        let commit = done.map(|(_, limits)| limits[l].commit).filter(|commit| commit.number > 0);
-        if let (true, Some(commit)) = (refund && REFUNDS, commit) {
-            let mut state = self.state.borrow_mut();
-            let limit = &mut state.checks.limits[l];
-            limit.refill(commit.at);
-            limit.level = (limit.level + TOKEN).min(limit.capacity * TOKEN);
-            // It may be forfeited too, so from now on this is but the most that there can be.
-            limit.overdrawn = true;
-        }
-        if LOCAL_REPLIES_CHARGED && let Some(commit) = commit {
-            let mut state = self.state.borrow_mut();
-            let retries = std::mem::take(&mut state.requests[r].retries);
-            state.retries[l] += retries as i64;
-            let lenient = state.checks.lenient;
-            state.checks.limits[l].charge(retries, commit.at, lenient);
         }
         self.finish(r, end);
     }

@@ -156,14 +156,26 @@ impl World {
         if std::mem::take(&mut limit.corrupt) {
             limit.level = 0;
             limit.level_at = made.at;
+            limit.recent.clear();
         }
         if let Some((_, new)) = change {
             limit.change(new, made.at);
             limit.posted = true;
             state.note(|| format!("limit {l} has new settings: {new:?}"));
         }
+        if let Some((_, _, retries)) = state.charging.take_if(|(by, of, _)| (*by, *of) == (vm, l)) {
+            let lenient = state.checks.lenient;
+            state.checks.limits[l].charge(retries, made.at, lenient);
+            state.note(|| format!("{retries} retries are charged to limit {l}"));
+        }
         if !publishes {
             return;
+        }
+        let unused = std::mem::take(&mut state.desks[vm].unused[l]);
+        let only_bounds = state.checks.lenient || state.checks.limits[l].throttled;
+        for r in unused {
+            state.checks.limits[l].take_back(r, only_bounds);
+            state.note(|| format!("the token of request {r} may come back"));
         }
         state.desks[vm].committed[l] = true;
         drop(state);

@@ -249,13 +249,14 @@ impl Ledger {
     }
 
     /// Charges `n` requests that the upstream got without a token. They count in the window, and what tokens are there
-    /// and the next ones go to them. No more stay owed than the bucket holds: an upstream that forges the count must not
-    /// stop us.
+    /// and the next ones go to them. No more stay owed than the bucket holds, or than were owed when it held more: an
+    /// upstream that forges the count must not stop us.
     pub fn charge(&mut self, n: u32) {
         self.guard.count(n);
+        let most = self.owed.max(self.rules().capacity);
         self.owed = self.owed.saturating_add(n);
         self.pay();
-        self.owed = self.owed.min(self.rules().capacity);
+        self.owed = self.owed.min(most);
     }
 
     /// Settles a reservation whose request was never sent: the window does not count it, and its token goes back where

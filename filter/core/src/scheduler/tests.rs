@@ -115,12 +115,25 @@ impl One {
         output.actions
     }
 
+    /// Ends a granted request, and lets the worker look if it must.
     fn end(&mut self, id: u32, was_sent: bool, now: Instant) -> Output {
         self.store.now = now;
-        let output = self.scheduler.end(self.limit, RequestId(id), was_sent, A, &mut self.store);
+        let output = end(&mut self.scheduler, self.limit, id, was_sent, A, &mut self.store);
         self.gauge.read(&output.events);
         output
     }
+}
+
+/// Ends a granted request, and lets its worker look if it must.
+fn end(
+    scheduler: &mut Scheduler,
+    limit: LimitId,
+    id: u32,
+    was_sent: bool,
+    me: WorkerId,
+    store: &mut MemoryStore,
+) -> Output {
+    if scheduler.end(limit, RequestId(id), was_sent) { scheduler.wake(false, me, store) } else { Output::default() }
 }
 
 #[test]
@@ -460,6 +473,37 @@ fn a_request_that_was_never_sent_gives_its_token_back_once() {
     assert_eq!((one.scheduler.in_flight(one.limit), one.scheduler.waiting(one.limit)), (1, 1));
 }
 
+/// A connection closes with a stream that has its token and one that waits: the first one's token is not for the second.
+#[test]
+fn what_a_stream_frees_is_not_granted_to_one_that_ends_with_it() {
+    let mut one = One::new(rules(1, 1));
+    assert_eq!(resumed(&one.arrive(1, Priority::Normal, at(0))), [1]);
+    for id in [2, 3] {
+        assert!(resumed(&one.arrive(id, Priority::Normal, at(0))).is_empty());
+    }
+    assert!(one.scheduler.end(one.limit, RequestId(1), false));
+    assert!(one.scheduler.leave(one.limit, RequestId(2)));
+    assert_eq!(one.scheduler.next_wakeup(), Some(Instant::ZERO), "the rest is due at once");
+    assert_eq!(resumed(&one.wake(at(0))), [3]);
+}
+
+#[test]
+fn what_was_not_used_comes_back_when_the_store_can_be_had_again() {
+    let mut store = Broken { inner: MemoryStore::at(at(0)), broken: false };
+    let mut scheduler = Scheduler::default();
+    let (limit, _) = scheduler.configure("nvidia", rules(1, 2), &mut store);
+    for id in [1, 2] {
+        assert_eq!(resumed(&scheduler.arrive(limit, request(id, Priority::Normal), A, &mut store).actions), [id]);
+    }
+    assert!(scheduler.end(limit, RequestId(1), false));
+    store.broken = true;
+    scheduler.wake(false, A, &mut store);
+    store.broken = false;
+    assert_eq!(resumed(&scheduler.arrive(limit, request(3, Priority::Normal), A, &mut store).actions), [3]);
+    let next = scheduler.arrive(limit, request(4, Priority::Normal), A, &mut store).actions;
+    assert!(resumed(&next).is_empty(), "and it comes back once");
+}
+
 #[test]
 fn the_end_of_a_stream_frees_its_slot_for_the_best_of_all_workers() {
     let mut store = MemoryStore::at(at(0));
@@ -476,10 +520,10 @@ fn the_end_of_a_stream_frees_its_slot_for_the_best_of_all_workers() {
         b.next_wakeup() <= Some(at(500).after(HEARTBEAT)),
         "only an event frees it, and a heartbeat is the backstop"
     );
-    let ended = a.end(limit, RequestId(1), true, A, &mut store);
+    let ended = end(&mut a, limit, 1, true, A, &mut store);
     assert_eq!(ended.actions, [Action::Wake(B)]);
     assert_eq!(resumed(&b.wake(true, B, &mut store).actions), [3]);
-    let ended = b.end(limit, RequestId(3), true, B, &mut store);
+    let ended = end(&mut b, limit, 3, true, B, &mut store);
     assert_eq!(ended.actions, [Action::Wake(A)]);
     assert_eq!(resumed(&a.wake(true, A, &mut store).actions), [2]);
 }
@@ -494,7 +538,7 @@ fn the_end_of_a_stream_wakes_who_is_next_although_its_token_is_not_there_yet() {
     assert_eq!(resumed(&a.arrive(limit, request(1, Priority::Low), A, &mut store).actions), [1]);
     assert!(resumed(&b.arrive(limit, request(2, Priority::High), B, &mut store).actions).is_empty());
     store.now = at(500);
-    assert_eq!(a.end(limit, RequestId(1), true, A, &mut store).actions, [Action::Wake(B)]);
+    assert_eq!(end(&mut a, limit, 1, true, A, &mut store).actions, [Action::Wake(B)]);
     assert!(resumed(&b.wake(true, B, &mut store).actions).is_empty());
     store.now = at(1_000);
     assert_eq!(resumed(&b.wake(false, B, &mut store).actions), [2], "it looks when the token is there");
@@ -539,7 +583,7 @@ fn a_request_that_was_never_sent_makes_room_in_the_window_for_the_best_of_all_wo
     assert!(resumed(&b.arrive(limit, request(3, Priority::High), B, &mut store).actions).is_empty());
     assert!(resumed(&a.arrive(limit, request(4, Priority::Low), A, &mut store).actions).is_empty());
     store.now = at(1_000);
-    let ended = a.end(limit, RequestId(2), false, A, &mut store);
+    let ended = end(&mut a, limit, 2, false, A, &mut store);
     assert_eq!(ended.actions, [Action::Wake(B)]);
     assert_eq!(resumed(&b.wake(true, B, &mut store).actions), [3]);
 }

@@ -288,7 +288,8 @@ impl Fleet {
         self.lists_pass();
         let may_go_back = !was_sent && self.limits[stream.limit].list.may_go_back(id);
         let events = self.run(stream.worker, |worker, me, store| {
-            worker.end(LimitId(stream.limit), RequestId(id), was_sent, me, store)
+            let matters = worker.end(LimitId(stream.limit), RequestId(id), was_sent);
+            if matters { worker.wake(false, me, store) } else { Output::default() }
         });
         let returned = events.iter().find_map(|(_, event)| match event {
             Happening::Unused { returned } => Some(*returned),
