@@ -37,6 +37,7 @@ pub enum MetricKind {
 }
 
 const OK: u32 = 0;
+const EMPTY: u32 = 7;
 const NOT_FOUND: u32 = 1;
 const CAS_MISMATCH: u32 = 8;
 
@@ -312,13 +313,14 @@ pub fn register_queue(name: &str) -> Result<u32, Refused> {
     Ok(token)
 }
 
-/// Takes one message from a queue.
-pub fn dequeue(token: u32) -> Option<Message> {
+/// Takes one message from a queue; `None` if there is none.
+pub fn dequeue(token: u32) -> Result<Option<Message>, Refused> {
     let (mut data, mut size) = (null_mut(), 0);
     // SAFETY: the pointers are to live locals.
     match unsafe { raw::proxy_dequeue_shared_queue(token, &mut data, &mut size) } {
-        OK => Some(if owned(data, size) == WAKE { Message::Wake } else { Message::WakeOfVersion1 }),
-        _ => None,
+        OK => Ok(Some(if owned(data, size) == WAKE { Message::Wake } else { Message::WakeOfVersion1 })),
+        EMPTY => Ok(None),
+        status => Err(Refused(status)),
     }
 }
 

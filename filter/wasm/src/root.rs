@@ -7,6 +7,7 @@ use super::logging::{self, event, event_once};
 use super::stream::{BodyView, Plugin, Stream};
 use super::worker;
 use nimgate_config::{Config, KeySource};
+use nimgate_core::units::WorkerId;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
 use std::cell::Cell;
@@ -113,16 +114,28 @@ impl RootContext for Root {
     }
 
     fn on_queue_ready(&mut self, queue: u32) {
-        // Several wake-ups may have piled up; one look answers them all.
-        let mut is_suspect = false;
+        // The host calls this for each message. Several may have piled up, and the first call has answered them all.
+        let (mut is_woken, mut is_suspect) = (false, false);
         for _ in 0..MESSAGES_MAX {
-            let Some(message) = host::dequeue(queue) else { break };
-            is_suspect |= message == host::Message::WakeOfVersion1;
+            match host::dequeue(queue) {
+                Ok(Some(message)) => is_suspect |= message == host::Message::WakeOfVersion1,
+                Ok(None) => break,
+                // What the message says is not known, but there was one.
+                Err(_) => {
+                    is_woken = true;
+                    break;
+                }
+            }
+            is_woken = true;
+        }
+        if !is_woken {
+            return;
         }
         worker::with(|worker| {
             if is_suspect {
                 worker.suspect();
             }
+            worker.woken_as(WorkerId(queue));
             worker.wake(true, host::begin(self.id));
         });
     }

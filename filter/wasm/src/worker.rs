@@ -51,6 +51,8 @@ pub struct Worker {
     pub metrics: Metrics,
     /// How the other workers know this one.
     me: Option<WorkerId>,
+    /// Workers that were in this place before their VM crashed: the host delivers to this one what wakes them.
+    predecessors: Vec<WorkerId>,
     home: Home,
     armed_for: Option<Instant>,
     /// The configurations that are in use, and some that were.
@@ -147,6 +149,17 @@ impl Worker {
             let _ = host::on_behalf_of(home, host::begin(context), host::done);
         }
         true
+    }
+
+    /// A message came that was meant for a worker: this one, or one whose VM has crashed. It must not wake the latter
+    /// itself, for as long as the ledger has a line of it: each message would be answered with others, to itself.
+    pub fn woken_as(&mut self, worker: WorkerId) {
+        if self.me != Some(worker) && !self.predecessors.contains(&worker) {
+            if self.predecessors.len() >= PREDECESSORS_MAX {
+                self.predecessors.remove(0);
+            }
+            self.predecessors.push(worker);
+        }
     }
 
     /// A module of an older version woke this worker: see whether it needs a ledger.
@@ -426,6 +439,7 @@ impl Worker {
                     });
                 }
                 // A worker that can't be woken finds out by its own timer, a grace later.
+                Action::Wake(worker) if self.predecessors.contains(&worker) => {}
                 Action::Wake(worker) => {
                     let _ = host::enqueue(worker.0);
                 }
@@ -534,6 +548,9 @@ fn company() -> Company {
     let said = host::environment("NIMGATE_VERSION_1_QUIET_S").and_then(|value| value.trim().parse().ok());
     Company::Mixed(said.map_or(QUIET, Micros::from_secs))
 }
+
+/// How many workers are remembered that were in this place before.
+const PREDECESSORS_MAX: usize = 16;
 
 /// How long a body may be on its way before it is looked into whether the host hides it.
 const WATCH_TIME: Micros = Micros::from_secs(1);

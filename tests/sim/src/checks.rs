@@ -253,18 +253,24 @@ impl Limit {
         self.versions.iter().any(|(_, settings)| of(settings))
     }
 
-    /// Router retries take tokens, those that are there and then up to a bucketful of the next ones.
-    pub fn charge(&mut self, retries: u64, at: u64, lenient: bool) {
+    /// Router retries take tokens, those that are there and then up to a bucketful of the next ones, of which none is
+    /// forgiven that was owed before. Where the reference bucket only bounds the filter's from above, it is not known what
+    /// part of a token the filter had when it forgave the rest.
+    pub fn charge(&mut self, retries: u64, at: u64, only_bounds: bool) {
         self.refill(at);
         self.sent_at.extend((0..retries).map(|_| at));
         let least = self.versions.iter().map(|(_, settings)| settings.capacity as i64).min().unwrap_or(0);
-        let bound = if lenient { least } else { self.capacity };
-        let owed = (-self.level.div_euclid(TOKEN)).max(0);
-        let there = self.level + owed * TOKEN;
-        let total = owed + retries as i64;
-        let paid = total.min(there / TOKEN);
-        // What stays owed is bounded, not what is paid at once.
-        self.level = there - paid * TOKEN - (total - paid).min(bound.max(owed)) * TOKEN;
+        if only_bounds {
+            let forgiven = (TOKEN - 1 - least * TOKEN).min(self.level);
+            self.level = (self.level - retries as i64 * TOKEN).max(forgiven);
+        } else {
+            let owed = (-self.level.div_euclid(TOKEN)).max(0);
+            let there = self.level + owed * TOKEN;
+            let total = owed + retries as i64;
+            let paid = total.min(there / TOKEN);
+            // What stays owed is bounded, not what is paid at once.
+            self.level = there - paid * TOKEN - (total - paid).min(self.capacity.max(owed)) * TOKEN;
+        }
         self.paid_at = self.paid_at.max(at) + retries * TOKEN as u64 / self.rate as u64;
     }
 }
@@ -277,6 +283,12 @@ impl State {
         if self.checks.first.is_none() {
             self.checks.first = Some(Violation { number, what });
         }
+    }
+
+    /// Notes what has just been done to a limit's ledger, and what the reference bucket has after it.
+    pub fn note_level(&mut self, l: usize, line: impl FnOnce() -> String) {
+        let tokens = self.checks.limits[l].level as f64 / TOKEN as f64;
+        self.note(|| format!("{}: limit {l} has {tokens} tokens", line()));
     }
 
     /// The invariant to name: after some faults there is one of its own, which says that the others hold all the same.
@@ -326,6 +338,7 @@ impl State {
         limit.last_grant = self.now;
         self.checks.grants += 1;
         let (level, number) = (limit.level, commit.number);
+        self.note_level(l, || format!("change {number} grants a token"));
         if number == 0 {
             self.broken("I2", format!("limit {l} grants a token without a change of its ledger"));
         } else if level < 0 {

@@ -36,6 +36,8 @@ pub struct Frame {
     /// When the clock was last read, and what had been read last when a ledger was.
     pub read_at: u64,
     pub ledger_at: u64,
+    /// The limit whose ledger was read last, if the clock has not been read since.
+    pub looking: Option<usize>,
     /// Whether a request's own callback has looked at its limit's ledger, and not yet at the clock since.
     pub asked: bool,
     /// What is known of each limit.
@@ -54,6 +56,8 @@ pub struct OfLimit {
     /// Whether shadow mode was on in what was last read, if that is known.
     pub shadow: Option<bool>,
     pub commit: Commit,
+    /// The first reading of the clock after its ledger was last read: the time for which was decided.
+    pub at: u64,
     /// Tokens granted less requests let go.
     pub tokens: i64,
 }
@@ -178,6 +182,9 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
         };
         let frame = &mut call.data_mut().frame;
         (frame.read_at, frame.ledger_at) = (now, now);
+        if let Some(l) = frame.looking.take() {
+            frame.limits[l].at = now;
+        }
         if std::mem::take(&mut frame.asked) {
             let (world, context) = (Rc::clone(&call.data().world), call.data().frame.real);
             world.arrives(vm, context, now);
@@ -223,8 +230,7 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
         },
     )?;
     linker.func_wrap("env", "proxy_record_metric", |mut call: Call<'_>, id: u32, value: u64| {
-        let (read_at, context) = (call.data().frame.read_at, call.data().frame.real);
-        let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
+        let world = Rc::clone(&call.data().world);
         let mut state = world.state.borrow_mut();
         let Some((name, kind, _)) = state.metrics.get(id as usize).cloned() else { return NOT_FOUND };
         let limit = limit_of(&name);
@@ -240,9 +246,7 @@ fn others(linker: &mut Linker<Host>) -> Result<()> {
             let current = known.version == state.checks.limits[l].commit;
             state.check_record(l, &name, value as i64, current);
             if name.ends_with("nimgate_tokens_available") {
-                // The console reads the clock once more for its history.
-                let at = if state.visits.contains_key(&(vm, context)) { known.commit.at } else { read_at };
-                state.looked.push((l, value as i64, at, known.version));
+                state.looked.push((l, value as i64, known.at, known.version));
             }
         }
         OK

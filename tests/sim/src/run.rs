@@ -120,7 +120,6 @@ fn begin(plan: Plan, mutant: Option<Mutant>, verbose: bool) -> State {
         looked: Vec::new(),
         answers: BTreeMap::new(),
         retries: Default::default(),
-        charging: None,
     }
 }
 

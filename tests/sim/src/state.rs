@@ -211,6 +211,8 @@ pub struct Desk {
     /// For each limit, whether its running callback has already changed the ledger.
     pub committed: [bool; LIMITS_MAX],
     pub unconfigured: bool,
+    /// Router retries of which its running callback hears: of which limit, and how many.
+    pub charging: Option<(usize, u64)>,
     /// For each limit, the requests that were granted and not sent, and whose tokens the ledger still counts as used.
     pub unused: [Vec<usize>; LIMITS_MAX],
 }
@@ -257,8 +259,6 @@ pub struct State {
     /// The same for the upstream's answers, by limit and class; and router retries, by limit.
     pub answers: BTreeMap<(usize, &'static str), i64>,
     pub retries: [i64; LIMITS_MAX],
-    /// Router retries of which the filter hears in a running callback: of which VM and limit, and how many.
-    pub charging: Option<(usize, usize, u64)>,
     pub passed: i64,
     /// When the last ordinary request has come and the faults end.
     pub ends_at: u64,

@@ -163,7 +163,7 @@ impl World {
         let first = none_slowed && !self.refused_before(r);
         self.retries_begin(r);
         let done = self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, u32::from(ends)));
-        self.state.borrow_mut().charging = None;
+        self.state.borrow_mut().desks[vm].charging = None;
         let limits = done.map(|(_, limits)| limits);
         if let Some(limits) = limits {
             self.judged(r, &limits, pause, before, first);
@@ -246,7 +246,7 @@ impl World {
         let mut state = self.state.borrow_mut();
         let request = &mut state.requests[r];
         let (vm, l, retries) = (request.worker, request.limit, std::mem::take(&mut request.retries));
-        state.charging = (retries > 0).then_some((vm, l, retries));
+        state.desks[vm].charging = (retries > 0).then_some((l, retries));
     }
 
     /// The rest of an answer.
@@ -335,7 +335,7 @@ impl World {
         }
         self.retries_begin(r);
         self.call::<_, u32>(vm, "proxy_on_response_headers", context, (context, 2u32, 0u32));
-        self.state.borrow_mut().charging = None;
+        self.state.borrow_mut().desks[vm].charging = None;
         self.call::<_, u32>(vm, "proxy_on_response_body", context, (context, 2u32, 1u32));
         if matches!(self.state.borrow().requests[r].phase, Phase::Over(_)) {
             return;

@@ -163,11 +163,12 @@ impl World {
             limit.posted = true;
             state.note(|| format!("limit {l} has new settings: {new:?}"));
         }
-        if let Some((_, _, retries)) = state.charging.take_if(|(by, of, _)| (*by, *of) == (vm, l)) {
-            let lenient = state.checks.lenient;
-            state.checks.limits[l].charge(retries, made.at, lenient);
+        if let Some((_, retries)) = state.desks[vm].charging.take_if(|(of, _)| *of == l) {
+            let only_bounds = state.checks.lenient || state.checks.limits[l].throttled;
+            state.checks.limits[l].charge(retries, made.at, only_bounds);
             state.note(|| format!("{retries} retries are charged to limit {l}"));
         }
+        state.note_level(l, || format!("worker {vm} makes change {} for {}", made.number, made.at));
         if !publishes {
             return;
         }
@@ -215,10 +216,12 @@ impl World {
     }
 
     /// Puts a message into a queue; its owner is told a little later.
-    pub fn enqueue(&self, token: u32) -> bool {
+    pub fn enqueue(&self, vm: usize, token: u32) -> bool {
         let mut state = self.state.borrow_mut();
         let Some(queue) = state.queues.get_mut((token as usize).wrapping_sub(1)) else { return false };
         queue.items += 1;
+        let woken = queue.vm;
+        state.note(|| format!("worker {vm} wakes worker {woken}"));
         let permille = if state.healed { 0 } else { state.plan.faults.lost_wakes };
         let lost = state.mutant == Some(Mutant::DropWakes) || state.rng.chance(permille);
         if !lost {

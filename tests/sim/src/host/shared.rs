@@ -41,6 +41,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                 let frame = &mut call.data_mut().frame;
                 frame.ledger_at = frame.read_at;
                 frame.limits[l].agrees = true;
+                frame.looking = Some(l);
                 let (context, at, publishes) = (frame.real, frame.ledger_at, frame.publishes);
                 if publishes {
                     call.data_mut().frame.asked = true;
@@ -139,7 +140,8 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
         },
     )?;
     linker.func_wrap("env", "proxy_enqueue_shared_queue", |call: Call<'_>, token: u32, _: u32, _: u32| {
-        if !call.data().world.refuses() && call.data().world.enqueue(token) { OK } else { NOT_FOUND }
+        let host = call.data();
+        if !host.world.refuses() && host.world.enqueue(host.vm, token) { OK } else { NOT_FOUND }
     })?;
     Ok(())
 }
