@@ -329,13 +329,7 @@ impl Limit {
 
     /// One decision: ends what has waited too long, takes back what was not used, grants what may be granted, places the
     /// arrival, publishes what waits.
-    fn turn<S: Store>(
-        &mut self,
-        id: LimitId,
-        new: Option<Request>,
-        worker: WorkerId,
-        store: &mut S,
-    ) -> Output {
+    fn turn<S: Store>(&mut self, id: LimitId, new: Option<Request>, worker: WorkerId, store: &mut S) -> Output {
         self.me = Some(worker);
         let (mut expired, mut arrival) = (Vec::new(), None);
         let in_flight = u32::try_from(self.reservations.len()).unwrap_or(u32::MAX);

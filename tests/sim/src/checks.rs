@@ -85,6 +85,10 @@ pub struct Limit {
     pub begun_anew: bool,
     /// The last grants, the oldest first: only their tokens can come back.
     pub recent: VecDeque<Recent>,
+    /// Changes of the ledger that the reference bucket has not followed yet, the oldest first.
+    pub changes: VecDeque<Change>,
+    /// How many router retries were charged.
+    pub charged: u64,
     /// Until when tokens went to router retries at the most, if none was there.
     pub paid_at: u64,
     /// When requests were sent, oldest first, and from when on the filter knows of them.
@@ -97,11 +101,27 @@ pub struct Limit {
 /// A grant whose token may come back.
 #[derive(Clone, Copy, Debug)]
 pub struct Recent {
-    /// The change with which it was granted, and to whom, once that is known.
-    pub number: u64,
+    /// To whom, if that is known.
     pub request: Option<usize>,
     /// The highest level of the bucket since.
     pub peak: i64,
+}
+
+/// What a change of a ledger did to its bucket, in this order. How many it granted is known when the callback is over that
+/// made it, and others may have made changes by then.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    pub by: usize,
+    pub commit: Commit,
+    pub is_over: bool,
+    pub begins_anew: bool,
+    /// Another rate and capacity.
+    pub flow: Option<(i64, i64)>,
+    /// Requests whose tokens may come back.
+    pub unused: Vec<usize>,
+    pub retries: u64,
+    /// Grants, each with its request if that is known.
+    pub grants: Vec<Option<usize>>,
 }
 
 /// What the checks keep in mind.
@@ -166,19 +186,26 @@ impl Limit {
     }
 
     /// A grant takes a token.
-    fn take(&mut self, number: u64) {
+    fn take(&mut self, request: Option<usize>) {
         self.level -= TOKEN;
         if self.recent.len() >= RECENT_MAX {
             self.recent.pop_front();
         }
-        self.recent.push_back(Recent { number, request: None, peak: self.there() });
+        self.recent.push_back(Recent { request, peak: self.there() });
+    }
+
+    /// A token was granted with a change.
+    fn grants(&mut self, number: u64) {
+        if let Some(change) = self.changes.iter_mut().find(|change| change.commit.number == number) {
+            change.grants.push(None);
+        }
     }
 
     /// The request is known to which the first grant of a change went that had none yet.
     pub fn went_to(&mut self, number: u64, request: usize) {
-        let nameless = self.recent.iter_mut().find(|grant| grant.number == number && grant.request.is_none());
-        if let Some(grant) = nameless {
-            grant.request = Some(request);
+        let change = self.changes.iter_mut().find(|change| change.commit.number == number);
+        if let Some(nameless) = change.and_then(|change| change.grants.iter_mut().find(|grant| grant.is_none())) {
+            *nameless = Some(request);
         }
     }
 
@@ -194,6 +221,9 @@ impl Limit {
         }
         if self.level < TOKEN {
             self.ready_since = self.level_at;
+        }
+        if back < TOKEN {
+            self.paid_at = self.paid_at.max(self.level_at);
         }
         self.level += back;
         for (place, grant) in self.recent.iter_mut().enumerate() {
@@ -216,9 +246,23 @@ impl Limit {
         (self.gate_until, self.pause_until, self.half_open) = (0, 0, None);
     }
 
-    /// Other settings become active.
+    /// Other settings become active at once.
     pub fn change(&mut self, new: Settings, at: u64) {
+        let (rate, capacity) = self.change_settings(new, at);
+        self.set_flow(rate, capacity, at);
+    }
+
+    fn set_flow(&mut self, rate: i64, capacity: i64, at: u64) {
         self.refill(at);
+        // What is owed still is paid at the new rate.
+        let paying = self.paid_at.saturating_sub(at) * self.rate.max(1) as u64 / rate.max(1) as u64;
+        self.paid_at = if paying > 0 { at + paying } else { self.paid_at };
+        (self.rate, self.capacity) = (rate, capacity);
+        self.level = self.level.min(capacity * TOKEN);
+    }
+
+    /// Other settings become active; the bucket learns of its rate and capacity, which are answered, by its turn.
+    pub fn change_settings(&mut self, new: Settings, at: u64) -> (i64, i64) {
         if new.window != self.settings.window || !new.retreat {
             self.half_open = None;
         }
@@ -230,12 +274,10 @@ impl Limit {
         if !new.retreat {
             (self.gate_until, self.pause_until) = (0, 0);
         }
-        self.rate = new.rate_rpm as i64;
-        self.capacity = new.capacity as i64;
-        self.level = self.level.min(self.capacity * TOKEN);
         self.settings = new;
         self.versions.push((at, new));
         self.changed_at = at;
+        (new.rate_rpm as i64, new.capacity as i64)
     }
 
     /// The greatest of a number over all settings that have been active.
@@ -256,12 +298,14 @@ impl Limit {
     /// Router retries take tokens, those that are there and then up to a bucketful of the next ones, of which none is
     /// forgiven that was owed before. Where the reference bucket only bounds the filter's from above, it is not known what
     /// part of a token the filter had when it forgave the rest.
-    pub fn charge(&mut self, retries: u64, at: u64, only_bounds: bool) {
+    pub fn charge(&mut self, retries: u64, at: u64, only_bounds: bool, lenient: bool) {
         self.refill(at);
         self.sent_at.extend((0..retries).map(|_| at));
+        self.charged += retries;
         let least = self.versions.iter().map(|(_, settings)| settings.capacity as i64).min().unwrap_or(0);
+        let most_owed = if lenient { least } else { self.capacity };
         if only_bounds {
-            let forgiven = (TOKEN - 1 - least * TOKEN).min(self.level);
+            let forgiven = (TOKEN - 1 - most_owed * TOKEN).min(self.level);
             self.level = (self.level - retries as i64 * TOKEN).max(forgiven);
         } else {
             let owed = (-self.level.div_euclid(TOKEN)).max(0);
@@ -269,7 +313,7 @@ impl Limit {
             let total = owed + retries as i64;
             let paid = total.min(there / TOKEN);
             // What stays owed is bounded, not what is paid at once.
-            self.level = there - paid * TOKEN - (total - paid).min(self.capacity.max(owed)) * TOKEN;
+            self.level = there - paid * TOKEN - (total - paid).min(most_owed.max(owed)) * TOKEN;
         }
         self.paid_at = self.paid_at.max(at) + retries * TOKEN as u64 / self.rate as u64;
     }
@@ -283,12 +327,6 @@ impl State {
         if self.checks.first.is_none() {
             self.checks.first = Some(Violation { number, what });
         }
-    }
-
-    /// Notes what has just been done to a limit's ledger, and what the reference bucket has after it.
-    pub fn note_level(&mut self, l: usize, line: impl FnOnce() -> String) {
-        let tokens = self.checks.limits[l].level as f64 / TOKEN as f64;
-        self.note(|| format!("{}: limit {l} has {tokens} tokens", line()));
     }
 
     /// The invariant to name: after some faults there is one of its own, which says that the others hold all the same.
@@ -333,19 +371,13 @@ impl State {
     /// A token of a limit was granted by the decision `commit`.
     pub fn check_token(&mut self, l: usize, commit: Commit) {
         let limit = &mut self.checks.limits[l];
-        limit.refill(commit.at);
-        limit.take(commit.number);
+        limit.grants(commit.number);
         limit.last_grant = self.now;
         self.checks.grants += 1;
-        let (level, number) = (limit.level, commit.number);
-        self.note_level(l, || format!("change {number} grants a token"));
+        let number = commit.number;
         if number == 0 {
             self.broken("I2", format!("limit {l} grants a token without a change of its ledger"));
-        } else if level < 0 {
-            let level = level as f64 / TOKEN as f64;
-            self.broken("I2", format!("a grant of limit {l} leaves {level} tokens"));
         }
-        self.check_window(l, commit.at);
         let (touched, limit) = (self.checks.lines_touched, &self.checks.limits[l]);
         // In shadow mode requests go although the gate is shut, and their answers may open it.
         let is_gated = !touched && !limit.ever(|settings| settings.shadow);
@@ -353,6 +385,57 @@ impl State {
             self.broken("I16", format!("limit {l} grants while retry-after holds everyone back"));
         }
         self.check_trial(l, commit);
+    }
+
+    /// A callback of a VM is over: the reference buckets follow its changes, and those that had to wait for it.
+    pub fn follow(&mut self, vm: usize) {
+        for l in 0..self.checks.limits.len() {
+            let limit = &mut self.checks.limits[l];
+            limit.changes.iter_mut().filter(|change| change.by == vm).for_each(|change| change.is_over = true);
+            while let Some(change) = self.checks.limits[l].changes.pop_front_if(|change| change.is_over) {
+                self.follow_change(l, change);
+            }
+        }
+    }
+
+    fn follow_change(&mut self, l: usize, change: Change) {
+        let at = change.commit.at;
+        let (exact, lenient) = (self.is_exact(l), self.checks.lenient);
+        let limit = &mut self.checks.limits[l];
+        limit.refill(at);
+        if change.begins_anew {
+            (limit.level, limit.level_at) = (0, at);
+            limit.recent.clear();
+        }
+        if let Some((rate, capacity)) = change.flow {
+            limit.set_flow(rate, capacity, at);
+        }
+        for request in &change.unused {
+            limit.take_back(*request, !exact);
+        }
+        // Where the host may have refused to tell of them they may not have been charged.
+        if change.retries > 0 && self.plan.faults.refusals == 0 {
+            limit.charge(change.retries, at, !exact, lenient);
+        }
+        self.note(|| format!("limit {l}: {change:?}"));
+        for request in change.grants {
+            self.checks.limits[l].take(request);
+            let level = self.checks.limits[l].level;
+            if level < 0 {
+                let level = level as f64 / TOKEN as f64;
+                self.broken("I2", format!("a grant of limit {l} leaves {level} tokens"));
+            }
+            self.check_window(l, at);
+        }
+        let tokens = self.checks.limits[l].level as f64 / TOKEN as f64;
+        self.note(|| format!("limit {l} has {tokens} tokens"));
+    }
+
+    /// Whether a reference bucket has what the filter's has, or may have more: the upstream, a clock or settings of which it
+    /// is not known since when they hold may have cost the latter time.
+    fn is_exact(&self, l: usize) -> bool {
+        let (checks, limit) = (&self.checks, &self.checks.limits[l]);
+        !checks.lenient && !checks.stepped_back && !limit.throttled && self.plan.faults.refusals == 0
     }
 
     /// A callback has granted so many more tokens than it has let requests go.
@@ -535,6 +618,10 @@ impl State {
                 .max(Self::window_open_at(limit))
                 .max(limit.ready_at())
                 .max(limit.last_grant);
+            if limit.paid_at > 0 && !self.is_exact(l) {
+                // What the filter has is then known but for a part of a token.
+                from = from.max(limit.paid_at.max(limit.last_grant) + TOKEN as u64 / limit.rate as u64);
+            }
             if limit.throttled {
                 // What the bucket has is not known, but at full speed a token comes in time all the same.
                 let Some(normal) = limit.normal_since.filter(|_| !self.checks.stepped_back) else { continue };
@@ -544,7 +631,8 @@ impl State {
                 }
                 let trial = limit.settings.counting_window() / 8;
                 from = from
-                    .max(normal + token)
+                    // The slower rate may have left all of a debt.
+                    .max(normal + token * (1 + limit.charged.min(limit.most(|settings| settings.capacity))))
                     .max(limit.last_grant + token.max(trial))
                     .max(limit.pause_until)
                     .max(limit.paid_at + token);
@@ -560,7 +648,19 @@ impl State {
             // While a new configuration came, time may have been paid for at the old rate or at the new one.
             let unsure = if self.checks.reloaded { 6 * MILLI * most / rate } else { 0 };
             if idle > lateness + unsure {
-                self.broken("I10", format!("a token of limit {l} lies idle for {idle} us while someone waits"));
+                let limit = &self.checks.limits[l];
+                let gauges = ["nimgate_tokens_available", "nimgate_effective_rpm", "nimgate_retreat_state"];
+                let shown = gauges.map(|name| self.limit_metric(l, name));
+                let what = format!(
+                    "a token of limit {l} lies idle for {idle} us while someone waits: tokens, rate and state {shown:?}, \
+                     granted last at {}, retries paid at {}, window open at {}, normal since {:?}, paused until {}",
+                    limit.last_grant,
+                    limit.paid_at,
+                    Self::window_open_at(limit),
+                    limit.normal_since,
+                    limit.pause_until
+                );
+                self.broken("I10", what);
             }
         }
     }
@@ -622,6 +722,7 @@ impl State {
     /// A gauge of a limit was set; `current` says whether by someone who knew the last change.
     pub fn check_record(&mut self, l: usize, name: &str, value: i64, current: bool) {
         let (now, lenient) = (self.now, self.checks.lenient);
+        self.note(|| format!("{name} is {value}"));
         let limit = &mut self.checks.limits[l];
         let (most, base) = (limit.most(|settings| settings.rate_rpm) as i64, limit.settings.rate_rpm as i64);
         let floor = limit.versions.iter().map(|(_, settings)| settings.floor_rpm).min().unwrap_or(0) as i64;

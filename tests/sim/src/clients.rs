@@ -153,12 +153,17 @@ impl World {
                 return self.state.borrow_mut().broken("I19", format!("request {r} passes unmetered"));
             }
             (0, Phase::Waiting | Phase::Sent, _) if sent == 0 => {}
-            (1, Phase::Waiting, _) if limits[l].shadow == Some(true) => {
+            (1, Phase::Waiting, _) if limits[l].shadow == Some(true) && self.is_shadow_sure(l) => {
                 return self.state.borrow_mut().broken("I21", format!("request {r} is held in shadow mode"));
             }
             _ => return,
         }
         self.forward(r);
+    }
+
+    fn is_shadow_sure(&self, l: usize) -> bool {
+        let state = self.state.borrow();
+        !state.checks.limits[l].is_shadow_unsure(state.plan.faults.refusals)
     }
 
     pub fn leave(self: &Rc<Self>, r: usize) {

@@ -255,6 +255,12 @@ impl Plan {
         }
     }
 
+    /// More events than any run has that ends: a request takes some dozens, and a limit that recovers some for each of its
+    /// quarters of a window, for hours.
+    pub fn steps_max(&self) -> u64 {
+        50_000 + 1_000 * self.requests
+    }
+
     /// Whether nothing happens that Envoy would not do on a good day.
     pub fn is_calm(&self) -> bool {
         let f = &self.faults;

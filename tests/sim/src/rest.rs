@@ -80,10 +80,7 @@ impl State {
         let settings = limit.settings;
         let full = if settings.window > 0 { capacity.min(settings.quota() as i64) } else { capacity };
         // A limit that nobody has asked anything shows nothing.
-        if self.checks.limits[l].asked > 0
-            && settled
-            && (available != full || capacity != settings.capacity as i64)
-        {
+        if self.checks.limits[l].asked > 0 && settled && (available != full || capacity != settings.capacity as i64) {
             self.broken("I12", format!("{available} of {capacity} tokens at rest, of {}", settings.capacity));
         }
         let rate = self.limit_metric(l, "nimgate_effective_rpm");

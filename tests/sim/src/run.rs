@@ -99,6 +99,7 @@ fn begin(plan: Plan, mutant: Option<Mutant>, verbose: bool) -> State {
         behind: 0,
         due: BTreeMap::new(),
         numbers: 0,
+        steps: 0,
         depth: 0,
         healed: false,
         data: HashMap::new(),
@@ -189,6 +190,11 @@ impl World {
         };
         self.happen(event);
         let mut state = self.state.borrow_mut();
+        state.steps += 1;
+        if state.steps > state.plan.steps_max() {
+            let steps = state.steps;
+            state.broken("I13", format!("after {steps} events there is still something to do"));
+        }
         state.check_tokens();
         state.check_gauges();
         true

@@ -227,6 +227,8 @@ pub struct State {
     pub behind: u64,
     pub due: BTreeMap<(u64, u64, u64), Event>,
     pub numbers: u64,
+    /// How many events have happened.
+    pub steps: u64,
     pub depth: u32,
     /// Whether the faults are over.
     pub healed: bool,

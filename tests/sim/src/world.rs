@@ -1,6 +1,6 @@
 //! The process: the VMs and all they share, and how one callback leads to others.
 
-use crate::checks::Commit;
+use crate::checks::{Change, Commit};
 use crate::host::{Deferred, OfLimit, without_home};
 use crate::mutant::Mutant;
 use crate::plan::{LIMITS_MAX, MILLI};
@@ -10,6 +10,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use wasmtime::{WasmParams, WasmResults};
+
+/// The most messages that may lie in a queue: each of many workers wakes another for each event of many.
+const MESSAGES_MAX: u32 = 1_000;
 
 /// A place for a VM.
 type Place = RefCell<Option<Vm>>;
@@ -49,7 +52,11 @@ impl World {
                 self.state.borrow_mut().check_pairs(vm, l, known.tokens);
             }
         }
-        self.state.borrow_mut().desks[vm].committed = Default::default();
+        {
+            let mut state = self.state.borrow_mut();
+            state.desks[vm].committed = Default::default();
+            state.follow(vm);
+        }
         let result = match result {
             Ok(result) => result,
             Err(error) => {
@@ -149,34 +156,17 @@ impl World {
         let mut state = self.state.borrow_mut();
         let visit = state.visits.get_mut(&(vm, context)).filter(|visit| visit.change.is_some_and(|(of, _)| of == l));
         let change = visit.and_then(|visit| visit.change.take());
+        let retries = state.desks[vm].charging.take_if(|(of, _)| *of == l).map_or(0, |(_, retries)| retries);
+        let unused = if publishes { std::mem::take(&mut state.desks[vm].unused[l]) } else { Vec::new() };
         let limit = &mut state.checks.limits[l];
         limit.commit = made.number;
-        // Whoever writes the ledger refills the bucket, and one who is late may then use what another has brought.
-        limit.refill(made.at);
-        if std::mem::take(&mut limit.corrupt) {
-            limit.level = 0;
-            limit.level_at = made.at;
-            limit.recent.clear();
-        }
-        if let Some((_, new)) = change {
-            limit.change(new, made.at);
-            limit.posted = true;
-            state.note(|| format!("limit {l} has new settings: {new:?}"));
-        }
-        if let Some((_, retries)) = state.desks[vm].charging.take_if(|(of, _)| *of == l) {
-            let only_bounds = state.checks.lenient || state.checks.limits[l].throttled;
-            state.checks.limits[l].charge(retries, made.at, only_bounds);
-            state.note(|| format!("{retries} retries are charged to limit {l}"));
-        }
-        state.note_level(l, || format!("worker {vm} makes change {} for {}", made.number, made.at));
+        let flow = change.map(|(_, new)| limit.change_settings(new, made.at));
+        limit.posted |= flow.is_some();
+        let begins_anew = std::mem::take(&mut limit.corrupt);
+        let change = Change { by: vm, commit: made, begins_anew, flow, unused, retries, ..Change::default() };
+        limit.changes.push_back(change);
         if !publishes {
             return;
-        }
-        let unused = std::mem::take(&mut state.desks[vm].unused[l]);
-        let only_bounds = state.checks.lenient || state.checks.limits[l].throttled;
-        for r in unused {
-            state.checks.limits[l].take_back(r, only_bounds);
-            state.note(|| format!("the token of request {r} may come back"));
         }
         state.desks[vm].committed[l] = true;
         drop(state);
@@ -220,8 +210,11 @@ impl World {
         let mut state = self.state.borrow_mut();
         let Some(queue) = state.queues.get_mut((token as usize).wrapping_sub(1)) else { return false };
         queue.items += 1;
-        let woken = queue.vm;
+        let (woken, items) = (queue.vm, queue.items);
         state.note(|| format!("worker {vm} wakes worker {woken}"));
+        if items > MESSAGES_MAX {
+            state.broken("I13", format!("{items} messages lie in one queue: they are answered with more"));
+        }
         let permille = if state.healed { 0 } else { state.plan.faults.lost_wakes };
         let lost = state.mutant == Some(Mutant::DropWakes) || state.rng.chance(permille);
         if !lost {

@@ -49,6 +49,9 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                 }
             }
             if world.refuses() {
+                // A look that comes to nothing does not date anew what was dated before.
+                let frame = &mut call.data_mut().frame;
+                frame.asked &= ledger.is_none_or(|l| frame.limits[l].at == 0);
                 return Ok(INTERNAL_FAILURE);
             }
             world.race();
