@@ -1,7 +1,8 @@
 """Checks what a wasm module imports, and how large it is.
 
     check_wasm.py core MODULE      the core alone: it must import nothing at all
-    check_wasm.py filter MODULE    the filter: only proxy-wasm ABI 0.2.1 and the WASI calls that Envoy offers
+    check_wasm.py filter MODULE    the filter: only proxy-wasm ABI 0.2.1 and the WASI calls that Envoy offers, and no export
+                                   but those in filter/wasm/exports.txt
 
 wasmtime reads the module, and refuses one that is not valid.
 """
@@ -26,6 +27,8 @@ ABI = {f"proxy_{name}" for name in ABI_NAMES.split()}
 # The calls of WASI that the filter may make; Envoy offers each of them to every module.
 WASI = {"clock_time_get", "environ_get", "environ_sizes_get"}
 
+EXPORTS = Path(__file__).resolve().parents[2] / "filter/wasm/exports.txt"
+
 # Every worker compiles the module; past this size something came in that does not belong.
 SIZE_MAX = 900_000
 
@@ -36,7 +39,8 @@ CORE_SIZE_MIN = 1_000_000
 def main() -> None:
     kind, path = sys.argv[1], Path(sys.argv[2])
     module = path.read_bytes()
-    found = {(one.module, one.name) for one in wasmtime.Module(wasmtime.Engine(), module).imports}
+    read = wasmtime.Module(wasmtime.Engine(), module)
+    found = {(one.module, one.name) for one in read.imports}
     if kind == "core":
         wrong = found
         if len(module) < CORE_SIZE_MIN:
@@ -50,6 +54,9 @@ def main() -> None:
     if kind == "filter":
         if ("env", "proxy_get_shared_data") not in found:
             sys.exit("the module imports no shared data; was it built without its shell?")
+        exports, listed = {one.name for one in read.exports}, set(EXPORTS.read_text().split())
+        if exports != listed:
+            sys.exit(f"the module's exports and filter/wasm/exports.txt differ in {', '.join(sorted(exports ^ listed))}")
         if len(module) > SIZE_MAX:
             sys.exit(f"the module has {len(module)} bytes, more than {SIZE_MAX}")
     print(f"{kind}: {len(module)} bytes, {len(found)} imports, all as they should be")

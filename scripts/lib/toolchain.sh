@@ -37,7 +37,8 @@ find_rust_lints() {
   fi
 }
 
-# Sets `wasm_cargo` to the command that builds for the wasm target, and `wasm_cargo_flags` to what it needs.
+# Sets `wasm_cargo` to the command that builds for the wasm target, `wasm_cargo_flags` to what it needs, and `wasm_linker`
+# to the linker.
 #
 # The usual way is rustup. Where it can't download the target (a closed network), Debian's rustc-web, cargo-web and
 # rust-web-src of one version build the standard library along with the filter. NIMGATE_WASM_TOOLCHAIN chooses one of
@@ -53,6 +54,7 @@ find_wasm_toolchain() {
     if rustup_target; then
       wasm_cargo=(cargo)
       wasm_cargo_flags=()
+      wasm_linker=$(rustc --print sysroot)/lib/rustlib/$(rustc --print host-tuple)/bin/rust-lld
       return
     fi
     [ -z "$choice" ] || die "rustup could not add the target $wasm_target; its own words are above"
@@ -81,6 +83,7 @@ debian_toolchain() {
     die "rust-web-src did not bring the standard library's source to $(debian_source); is it of rustc-web's version?"
   wasm_cargo=(env RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc RUSTUP_TOOLCHAIN='' CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER="$(command -v wasm-ld)" /usr/bin/cargo)
   wasm_cargo_flags=('-Zbuild-std=std,panic_abort')
+  wasm_linker=$(command -v wasm-ld)
 }
 
 debian_source() {
@@ -97,9 +100,17 @@ build_filter() {
   for directory in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
     flags+=", \"--remap-path-prefix=$directory=crates\""
   done
+  filter_linker
   "${wasm_cargo[@]}" build --locked --release -p nimgate --target $wasm_target "${wasm_cargo_flags[@]}" \
-    --config "target.$wasm_target.rustflags=[$flags]" >&2 ||
+    "${filter_linker[@]}" --config "target.$wasm_target.rustflags=[$flags]" >&2 ||
     die "the filter does not build; the compiler's words are above"
+}
+
+# Sets `filter_linker` to the options with which cargo links the module without exports that nobody needs. Cargo does not
+# know of the list of those, so lib.rs names it as something that it is made of.
+filter_linker() {
+  export NIMGATE_LINKER=$wasm_linker
+  filter_linker=(--config "target.$wasm_target.linker=\"$root/scripts/lib/wasm_linker\"")
 }
 
 # Node and the runner for tests on the wasm target, of the very version that Cargo.lock names for wasm-bindgen.

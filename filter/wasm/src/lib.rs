@@ -19,6 +19,10 @@
     )
 )]
 
+/// What the module exports, for the linker (`scripts/lib/wasm_linker`). It stands here so that a change of it has the module
+/// linked again; `tests/sim/tests/exports.rs` compares it with the callbacks that are implemented here.
+const _: &str = include_str!("../exports.txt");
+
 mod console;
 mod headers;
 mod host;

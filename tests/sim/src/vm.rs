@@ -78,6 +78,11 @@ impl Vm {
         Ok(made)
     }
 
+    /// Whether the module exports a function of this name.
+    pub fn exports(&mut self, name: &str) -> bool {
+        self.instance.get_func(&mut self.store, name).is_some()
+    }
+
     /// Makes a callback on `context`.
     pub fn call<P: WasmParams, R: WasmResults>(&mut self, name: &str, context: u32, with: P) -> Result<R> {
         let asks = matches!(

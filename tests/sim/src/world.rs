@@ -39,6 +39,9 @@ impl World {
         let (result, limits, read_at, publishes, deferred) = {
             let mut place = self.vms[vm].try_borrow_mut().ok()?;
             let machine = place.as_mut()?;
+            if OPTIONAL.contains(&name) && !machine.exports(name) {
+                return None;
+            }
             let result = machine.call::<P, R>(name, context, with);
             let frame = machine.frame();
             (result, frame.limits, frame.read_at, frame.publishes, machine.deferred())
@@ -266,3 +269,6 @@ impl World {
         0
     }
 }
+
+/// Callbacks that a module may lack; Envoy then goes on without them.
+const OPTIONAL: [&str; 2] = ["proxy_on_vm_start", "proxy_on_log"];
