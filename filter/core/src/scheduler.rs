@@ -221,10 +221,24 @@ impl Scheduler {
         matters
     }
 
-    /// A timer fired or another worker woke this one: do for every limit what is due. `woken` looks at every limit with
-    /// someone waiting, whatever the time.
+    /// Another worker woke this one (`woken`), or a timer fired: do for every limit what is due. `woken` looks at every limit
+    /// with someone waiting, whatever the time.
     pub fn wake<S: Store>(&mut self, woken: bool, worker: WorkerId, store: &mut S) -> Output {
         let now = store.now();
+        self.catch_up(woken, now, worker, store)
+    }
+
+    /// The timer fired that was armed for `at`, a time that [`Scheduler::next_wakeup`] said: do what is due then.
+    ///
+    /// With one limit the time need not be read to know that: the decision reads it after the ledger, and if the timer was
+    /// early it finds nothing to do. With several, what became due a little later is not left for another turn.
+    pub fn fired<S: Store>(&mut self, at: Instant, worker: WorkerId, store: &mut S) -> Output {
+        let is_due = self.next_wakeup().is_some_and(|due| due <= at);
+        let now = if is_due && self.limits.len() == 1 { at } else { store.now() };
+        self.catch_up(false, now, worker, store)
+    }
+
+    fn catch_up<S: Store>(&mut self, woken: bool, now: Instant, worker: WorkerId, store: &mut S) -> Output {
         let mut output = Output::default();
         for (at, limit) in self.limits.iter_mut().enumerate() {
             let id = LimitId(at);

@@ -189,12 +189,13 @@ impl Worker {
 
     /// The timer fired, or another worker woke this one.
     pub fn wake(&mut self, woken: bool, running: Place) {
-        if !woken {
-            // The timer repeats; what it was armed for is over, so that it is armed again or switched off below.
-            self.armed_for = Some(Instant::ZERO);
-        }
+        // The timer repeats; what it was armed for is over, so that it is armed again or switched off below.
+        let over = if woken { None } else { self.armed_for.replace(Instant::ZERO) };
         if let Some(me) = self.me {
-            let output = self.scheduler.wake(woken, me, &mut SharedData);
+            let output = match over {
+                Some(at) if at > Instant::ZERO => self.scheduler.fired(at, me, &mut SharedData),
+                _ => self.scheduler.wake(woken, me, &mut SharedData),
+            };
             self.execute(output, running);
         }
         if !self.watched.is_empty() {

@@ -136,11 +136,7 @@ impl Home {
         (self.is_new, self.was_damaged, self.has_leased) = (false, false, false);
         for _ in 0..ATTEMPTS_MAX {
             let mut needs_lease = false;
-            let key = match self.form {
-                Form::One => &self.one,
-                Form::Two => &self.two,
-            };
-            let present = store.load(key)?;
+            let present = store.load(self.key())?;
             let now = store.now();
             let decided = match (self.form, &present) {
                 (Form::One, Some((bytes, version))) => match Record::decode(bytes) {
@@ -155,7 +151,9 @@ impl Home {
                     _ => None,
                 },
                 (Form::Two, Some((bytes, version))) => match tlv::decode(bytes) {
-                    Ok(Decoded { place, ledger: Some(before), mut kept }) if self.may_stay(place, me, now) => {
+                    Ok(Decoded { place, ledger: Some(before), mut kept })
+                        if self.may_stay(place, me, now, store)? =>
+                    {
                         let epoch = before.epoch();
                         // Another worker may have begun it, and not come to take note.
                         let found = Found::from(place.origin);
@@ -189,7 +187,7 @@ impl Home {
             };
             let wrote = value.is_some();
             if let Some(value) = value
-                && store.swap(key, &value, Some(version))? == Swap::Lost
+                && store.swap(self.key(), &value, Some(version))? == Swap::Lost
             {
                 continue;
             }
@@ -295,11 +293,42 @@ impl Home {
         matches!(self.company, Company::Mixed(quiet) if now.since(old_at) >= quiet)
     }
 
-    /// Whether a decision may be made on version 2's record without a look at the other.
-    fn may_stay(&self, place: Place, me: Option<WorkerId>, now: Instant) -> bool {
-        let looked = me.is_none() || now.since(self.looked_at) < LOOK_EVERY && now >= self.looked_at;
-        let is_alone = matches!(self.company, Company::Only(_));
-        place.state == State::Here && (is_alone || looked && place.lease.since(now) <= LEASE)
+    /// The key under which the ledger was last found.
+    fn key(&self) -> &str {
+        match self.form {
+            Form::One => &self.one,
+            Form::Two => &self.two,
+        }
+    }
+
+    /// Whether a decision may be made on version 2's record, in which `place` was read at `now`. From time to time that
+    /// takes a look at version 1's, after the other as in [`Home::settle`], which goes on where there is more to do.
+    fn may_stay<S: Store>(
+        &mut self,
+        place: Place,
+        me: Option<WorkerId>,
+        now: Instant,
+        store: &mut S,
+    ) -> Result<bool, StoreError> {
+        let left = place.lease.since(now);
+        if place.state != State::Here || left > LEASE {
+            return Ok(false);
+        }
+        if me.is_none() || now.since(self.looked_at) < LOOK_EVERY && now >= self.looked_at {
+            return Ok(true);
+        }
+        if left < RENEW_BELOW {
+            return Ok(false);
+        }
+        let one = store.load(&self.one)?.and_then(|(bytes, _)| Record::decode(&bytes));
+        let is_untouched = one.is_some_and(|record| {
+            record.mark == place.generation
+                && marker(&record).is_some_and(|marker| marker.generation == place.generation)
+        });
+        if is_untouched {
+            self.looked_at = now;
+        }
+        Ok(is_untouched)
     }
 
     /// Begins the move to version 2, if version 1's record is live and nobody of that version has written.

@@ -21,9 +21,9 @@ fn answer(granted_at: Instant, signal: Signal) -> Answer {
     Answer { granted_at, signal, retry_after: None, model: (ModelKey::NONE, ModelName::NONE) }
 }
 
-/// Counts how often it is read.
+/// Counts how often it is read, and its clock.
 #[derive(Default)]
-struct Counted(MemoryStore, u32);
+struct Counted(MemoryStore, u32, u32);
 
 impl Store for Counted {
     fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
@@ -34,6 +34,7 @@ impl Store for Counted {
         self.0.swap(key, value, version)
     }
     fn now(&mut self) -> Instant {
+        self.2 += 1;
         self.0.now
     }
 }
@@ -71,6 +72,39 @@ fn who_waits_is_left_alone_until_something_is_due() {
     let after = store.1;
     scheduler.wake(true, A, &mut store);
     assert_eq!(store.1, after, "nobody waits");
+}
+
+#[test]
+fn a_timer_costs_one_look_at_the_clock_and_may_be_early() {
+    let (mut scheduler, mut store) = (Scheduler::default(), Counted::default());
+    store.0.now = at(0);
+    let (limit, _) = scheduler.configure("nvidia", rules(60, 1), &mut store);
+    for id in 1..=2 {
+        scheduler.arrive(limit, request(id, Priority::High), A, &mut store);
+    }
+    let due = scheduler.next_wakeup().expect("somebody waits");
+    assert_eq!(due, at(1_000));
+
+    store.0.now = at(999);
+    assert_eq!(scheduler.fired(due, A, &mut store).actions, [], "the token is not there yet");
+    assert_eq!(scheduler.next_wakeup(), Some(due));
+
+    (store.0.now, store.2) = (due, 0);
+    assert_eq!(resumed(&scheduler.fired(due, A, &mut store).actions), [2]);
+    assert_eq!(store.2, 1, "looks at the clock");
+
+    // Where nothing is due by then the present has to be known, since it may be later than that.
+    store.2 = 0;
+    scheduler.fired(at(500), A, &mut store);
+    assert_eq!(store.2, 1, "looks at the clock");
+
+    // What becomes due between the first thing and the firing of the timer is done by the same.
+    let (other, _) = scheduler.configure("other", rules(600, 1), &mut store);
+    for id in 3..=4 {
+        scheduler.arrive(other, request(id, Priority::High), A, &mut store);
+    }
+    store.0.now = at(1_101);
+    assert_eq!(resumed(&scheduler.fired(at(1_099), A, &mut store).actions), [4]);
 }
 
 /// A token comes only each minute. Whoever waits looks all the same: otherwise the others take its line for that of a
