@@ -248,7 +248,7 @@ impl Scheduler {
                 output.actions.extend(actions);
                 output.events.extend(events);
             } else if limit.refresh_at.is_some_and(|due| due <= now) {
-                output.actions.extend(limit.refresh(id, now, store, &mut output.events));
+                output.actions.extend(limit.refresh(id, store, &mut output.events));
             }
         }
         output
@@ -450,13 +450,7 @@ impl Limit {
     }
 
     /// Looks at the ledger for the gauges' sake, and writes what time alone has changed of them.
-    fn refresh<S: Store>(
-        &mut self,
-        id: LimitId,
-        now: Instant,
-        store: &mut S,
-        events: &mut Vec<Happened>,
-    ) -> Vec<Action> {
+    fn refresh<S: Store>(&mut self, id: LimitId, store: &mut S, events: &mut Vec<Happened>) -> Vec<Action> {
         let decided = self.transact(id, store, events, &mut |ledger, _, now, events| {
             let expired = ledger.expire(None, now, events);
             expired || ledger.shown() != Some(ledger.snapshot(now).shown())
@@ -465,7 +459,8 @@ impl Limit {
             Ok(Decided { wakes, .. }) => wakes.into_iter().map(Action::Wake).collect(),
             Err(_) => {
                 events.push((id, Event::StoreFailed));
-                self.refresh_at = Some(now.after(HEARTBEAT));
+                // Whoever arms a timer after this relies on the time's having been read.
+                self.refresh_at = Some(store.now().after(HEARTBEAT));
                 Vec::new()
             }
         }

@@ -107,6 +107,40 @@ fn a_timer_costs_one_look_at_the_clock_and_may_be_early() {
     assert_eq!(resumed(&scheduler.fired(at(1_099), A, &mut store).actions), [4]);
 }
 
+/// Whoever arms a timer takes the time that was read last for the present. A refusal was once told from the time for which
+/// the timer had been armed, and then the next one was armed too late.
+#[test]
+fn a_timer_reads_the_clock_even_where_the_store_refuses() {
+    struct Refusing(Counted, bool);
+    impl Store for Refusing {
+        fn load(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, StoreError> {
+            if self.1 { Err(StoreError::Unavailable) } else { self.0.load(key) }
+        }
+        fn swap(&mut self, key: &str, value: &[u8], version: Option<Version>) -> Result<Swap, StoreError> {
+            self.0.swap(key, value, version)
+        }
+        fn now(&mut self) -> Instant {
+            self.0.now()
+        }
+    }
+    // A look at the ledger because someone waits, and one for the gauges' sake when nobody does.
+    for waiting in [1, 0] {
+        let (mut scheduler, mut store) = (Scheduler::default(), Refusing(Counted::default(), false));
+        store.0.0.now = at(0);
+        let (limit, _) = scheduler.configure("nvidia", rules(60, 1), &mut store);
+        for id in 0..=waiting {
+            scheduler.arrive(limit, request(id, Priority::High), A, &mut store);
+        }
+        assert_eq!(scheduler.waiting(limit), waiting as usize);
+        let due = scheduler.next_wakeup().expect("the bucket is not full");
+        store.1 = true;
+        (store.0.0.now, store.0.2) = (due.after(Micros::from_millis(7)), 0);
+        let output = scheduler.fired(due, A, &mut store);
+        assert_eq!(output.events, [(limit, Event::StoreFailed)]);
+        assert!(store.0.2 > 0, "the clock is read, with {waiting} waiting");
+    }
+}
+
 /// A token comes only each minute. Whoever waits looks all the same: otherwise the others take its line for that of a
 /// worker that is gone, and a rate that has risen is not noticed.
 #[test]
