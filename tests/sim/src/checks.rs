@@ -237,6 +237,13 @@ impl Limit {
         if missing <= 0 { self.ready_since } else { self.level_at + (missing as u64).div_ceil(self.rate.max(1) as u64) }
     }
 
+    /// An answer came that is no refusal, to a request granted at a time: one sent after the last cut opens the gate.
+    pub fn opens(&mut self, granted_at: u64) {
+        if granted_at >= self.cut_at {
+            (self.half_open, self.gate_until) = (None, 0);
+        }
+    }
+
     /// Other settings may become active, and any of those before may be.
     pub fn may_change(&mut self, new: Settings, at: u64) {
         self.refill(at);

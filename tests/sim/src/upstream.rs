@@ -207,8 +207,8 @@ impl World {
         let obeyed = status == 503 && pause.is_some() && settings.obey_503;
         if status != 429 && !obeyed {
             // Served, or an error that says nothing of the rate: a request sent after the last cut opens the gate.
-            if !is_full && granted_at >= limit.cut_at {
-                (limit.half_open, limit.gate_until) = (None, 0);
+            if !is_full {
+                limit.opens(granted_at);
             }
             return;
         }
@@ -267,7 +267,15 @@ impl World {
             let with = (context, piece.len() as u32, at as u32);
             self.state.borrow_mut().suspects(r);
             self.state.borrow_mut().requests[r].answer = piece;
-            self.call::<_, u32>(vm, "proxy_on_response_body", context, with);
+            let done = self.call::<_, u32>(vm, "proxy_on_response_body", context, with);
+            // What a 503 means is known when its body is.
+            let mut state = self.state.borrow_mut();
+            let request = &state.requests[r];
+            let (l, granted_at) = (request.limit, request.granted_at);
+            let is_read = done.is_some_and(|(_, limits)| limits[l].commit.number > 0);
+            if is_read && request.status == 503 && !request.is_full {
+                state.checks.limits[l].opens(granted_at);
+            }
         }
         self.check_workers_full(r);
         if !matches!(self.state.borrow().requests[r].phase, Phase::Over(_)) {
