@@ -4,10 +4,15 @@
 //! to mean the same whatever becomes of the present rule. The present module is played by the same rule behind
 //! [`Home::decide`]. Any actor may run within any other's access to the store, and the clock moves there too.
 
+use super::super::record::v1::Line;
 use super::*;
 use crate::limit::ledger::Due;
 use crate::limit::rules::{RetreatRules, Timeouts};
+use crate::priority::LANES;
 use crate::store::MemoryStore;
+use crate::supply::bucket::TOKEN;
+use crate::supply::window::WindowGuard;
+use crate::units::MilliRpm;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
