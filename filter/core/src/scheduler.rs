@@ -1,7 +1,7 @@
 //! The heart of one worker: inputs in, actions and events out, and when to look again.
 //!
 //! For each limit it joins the worker's own queue to the shared ledger. It calls no host: the store comes in with each
-//! call, and with it the only clock. Every decision is made inside [`Store::measure_and_replace`] and only then carried
+//! call, and with it the only clock. Every decision is made inside [`Home::decide`] and only then carried
 //! out on the queue, so a lost race leaves no trace here.
 
 use crate::control::answer::Answer;

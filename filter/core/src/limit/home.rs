@@ -46,19 +46,14 @@ use frozen::{closed, emptied, marker, released, thawed, unmarked, with_marker};
 mod frozen;
 
 /// Who may be at a limit's ledger.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Company {
-    /// Modules of this version only: the ledger stays in this form at its own key. For tests and simulations of
-    /// something else.
-    Only(Form),
+    /// Modules of this version only: the ledger needs no lease, and is made by the swap that first writes it. For tests
+    /// and simulations of something else.
+    #[default]
+    Alone,
     /// Modules of version 1 too. The ledger moves to version 2 when none has written for so long.
     Mixed(Micros),
-}
-
-impl Default for Company {
-    fn default() -> Self {
-        Self::Only(Form::Two)
-    }
 }
 
 /// What is to be known of a ledger beside itself.
@@ -100,7 +95,7 @@ impl Home {
         Self {
             one: v1::key(limit),
             two: tlv::key(limit),
-            form: if company == Company::Only(Form::One) { Form::One } else { Form::Two },
+            form: Form::Two,
             looked_at: Instant::ZERO,
             company,
             is_new: false,
@@ -127,9 +122,6 @@ impl Home {
         store: &mut S,
         mut decide: impl FnMut(Ledger, Found, Instant) -> (Option<Ledger>, T),
     ) -> Result<T, StoreError> {
-        if let Company::Only(form) = self.company {
-            return self.decide_alone(form, rules, store, decide);
-        }
         (self.is_new, self.was_damaged, self.has_leased) = (false, false, false);
         for _ in 0..ATTEMPTS_MAX {
             let mut needs_lease = false;
@@ -143,7 +135,7 @@ impl Home {
                         let found = Found { is_new: self.is_new, was_damaged: self.was_damaged };
                         let (ledger, decision) = decide(record.into(), found, now);
                         let value = ledger.map(|ledger| Record { mark: old_at, ..Record::from(&ledger) }.encode());
-                        Some((value, decision, *version, is_quiet))
+                        Some((value, decision, Some(*version), is_quiet))
                     }
                     _ => None,
                 },
@@ -169,7 +161,7 @@ impl Home {
                             ledger => {
                                 let value =
                                     ledger.map(|ledger| tlv::encode(Place { origin, ..place }, Some(&ledger), &kept));
-                                Some((value, decision, *version, false))
+                                Some((value, decision, Some(*version), false))
                             }
                         }
                     }
@@ -178,13 +170,22 @@ impl Home {
                 },
                 (_, None) => None,
             };
+            let decided = decided.or_else(|| {
+                let begin = || {
+                    let past = Found { is_new: true, was_damaged: present.is_some() };
+                    let (ledger, decision) = decide(first(rules, past.was_damaged, now), past, now);
+                    let version = present.as_ref().map(|(_, version)| *version);
+                    (ledger.map(|ledger| ledger.encode()), decision, version, false)
+                };
+                (self.company == Company::Alone).then(begin)
+            });
             let Some((value, decision, version, is_quiet)) = decided else {
                 self.settle(me, needs_lease, rules, store)?;
                 continue;
             };
             let wrote = value.is_some();
             if let Some(value) = value
-                && store.swap(self.key(), &value, Some(version))? == Swap::Lost
+                && store.swap(self.key(), &value, version)? == Swap::Lost
             {
                 continue;
             }
@@ -307,6 +308,9 @@ impl Home {
         now: Instant,
         store: &mut S,
     ) -> Result<bool, StoreError> {
+        if self.company == Company::Alone {
+            return Ok(place.state == State::Here);
+        }
         let left = place.lease.since(now);
         if place.state != State::Here || left > LEASE {
             return Ok(false);
@@ -473,42 +477,13 @@ impl Home {
                     // There is none yet, or none that can be read: nothing is known of its past, so it starts empty.
                     self.is_new = true;
                     self.was_damaged |= one.is_some();
-                    let tokens = if self.was_damaged { 0 } else { rules.capacity };
-                    let ledger = Ledger::new(rules, tokens, now);
+                    let ledger = first(rules, self.was_damaged, now);
                     let generation = place.generation.saturating_add(1).max(now.as_micros());
                     self.swap_one(&released(&ledger, generation), under_one, store)?;
                 }
             }
         }
         Err(StoreError::Contended)
-    }
-
-    /// A decision where there is nobody else: the ledger is made, if it is not there or can't be read, by the same swap.
-    fn decide_alone<S: Store, T>(
-        &mut self,
-        form: Form,
-        rules: Rules,
-        store: &mut S,
-        mut decide: impl FnMut(Ledger, Found, Instant) -> (Option<Ledger>, T),
-    ) -> Result<T, StoreError> {
-        let key = if form == Form::One { &self.one } else { &self.two };
-        store.measure_and_replace(key, |present, now| {
-            let stored = present.map(|bytes| match form {
-                Form::One => Record::decode(bytes).map(Ledger::from),
-                Form::Two => Ledger::decode(bytes),
-            });
-            let was_damaged = matches!(stored, Some(None));
-            let stored = stored.flatten();
-            let found = Found { is_new: stored.is_none(), was_damaged };
-            let tokens = if was_damaged { 0 } else { rules.capacity };
-            let ledger = stored.unwrap_or_else(|| Ledger { form, ..Ledger::new(rules, tokens, now) });
-            let (ledger, decision) = decide(ledger, found, now);
-            let value = ledger.map(|ledger| match form {
-                Form::One => Record::from(&ledger).encode(),
-                Form::Two => ledger.encode(),
-            });
-            (value, decision)
-        })
     }
 
     fn swap_one<S: Store>(&self, record: &Record, version: Option<Version>, store: &mut S) -> Result<bool, StoreError> {
@@ -525,6 +500,11 @@ impl Home {
     ) -> Result<bool, StoreError> {
         Ok(store.swap(&self.two, &tlv::encode(place, ledger, kept), version)? == Swap::Replaced)
     }
+}
+
+/// The first ledger of a limit: full, unless there was one that could not be read.
+fn first(rules: Rules, was_damaged: bool, now: Instant) -> Ledger {
+    Ledger::new(rules, if was_damaged { 0 } else { rules.capacity }, now)
 }
 
 /// How long a module of version 1 must have written nothing before the ledger leaves its key: longer than any drain

@@ -4,6 +4,7 @@ use super::list::{End, Ends, List, Shadowed};
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::scope::{ModelKey, ModelName};
 use nimgate_core::event::{Event as Happening, Happened};
+use nimgate_core::limit::home::{Company, Home, QUIET};
 use nimgate_core::limit::ledger::{GRACE, Ledger, Rules};
 use nimgate_core::outcome::Outcome;
 use nimgate_core::priority::{LANES, Lane, Priority};
@@ -93,7 +94,8 @@ pub struct Fleet {
 impl Fleet {
     pub fn new(limits: &[Rules], with_lists: bool) -> Self {
         let mut fleet = Self {
-            workers: Default::default(),
+            // As the module runs: the ledger has a lease, and version 1's key is watched.
+            workers: std::array::from_fn(|_| Scheduler::among(Company::Mixed(QUIET))),
             stalled_until: [START; WORKERS],
             woken: [false; WORKERS],
             store: Looked { inner: MemoryStore::at(START), looked: BTreeSet::new() },
@@ -341,13 +343,12 @@ impl Fleet {
     pub fn override_rules(&mut self, limit: usize, rules: Rules) {
         self.lists_pass();
         self.limits[limit].list.replace_rules(rules);
-        let key = Ledger::key(&self.limits[limit].name);
         self.store.inner.now = self.now;
-        let written = self.store.measure_and_replace(&key, |present, now| {
-            let mut ledger = present.and_then(Ledger::decode).expect("a record");
+        let mut home = Home::new(&self.limits[limit].name, Company::Mixed(QUIET));
+        let written = home.decide(None, rules, &mut self.store, |mut ledger, _, now| {
             ledger.advance(now, &mut Vec::new());
             ledger.override_rules(rules, now, &mut Vec::new());
-            (Some(ledger.encode()), ())
+            (Some(ledger), ())
         });
         written.expect("the store works");
         self.lists_settle();
