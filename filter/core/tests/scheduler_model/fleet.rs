@@ -213,6 +213,7 @@ impl Fleet {
                         *total += difference;
                     }
                 }
+                Happening::QueueCounted(waiting) => limit.gauges = waiting.map(i64::from),
                 Happening::Shadowed { level, outcome, waited } => {
                     limit.shadowed.push((self.now, *level, outcome.label(), *waited));
                 }
