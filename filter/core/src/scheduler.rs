@@ -6,8 +6,8 @@
 
 use crate::control::answer::Answer;
 use crate::event::{Event, Happened};
-use crate::limit::home::{Company, Found, Home};
-use crate::limit::ledger::{Form, Ledger, Place, Rules, Snapshot};
+use crate::limit::home::{Company, Home, Past};
+use crate::limit::ledger::{Admission, Form, Ledger, Rules, Snapshot};
 use crate::order::queue::Queue;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane};
@@ -401,13 +401,13 @@ impl Limit {
                     output.actions.push(Action::Resume { request: request.id, waited, granted_at });
                 }
                 if let Some(arrival) = &arrival {
-                    match turn.place {
-                        Place::Queued => {}
-                        Place::Fallback(lane) => {
+                    match turn.admission {
+                        Admission::Queued => {}
+                        Admission::Fallback(lane) => {
                             queue.shift(arrival.id, lane);
                             output.events.push((id, Event::FellBack));
                         }
-                        Place::Refused => {
+                        Admission::Refused => {
                             queue.remove(arrival.id);
                             output.actions.push(refuse(arrival, Outcome::QueueFull));
                         }
@@ -477,9 +477,9 @@ impl Limit {
         decide: &mut Decide<'_>,
     ) -> Result<Decided, StoreError> {
         let (me, active, configured) = (self.me, self.rules, self.configured);
-        let decided = self.home.decide(me, configured, store, |mut ledger, found, now| {
+        let decided = self.home.decide(me, configured, store, |mut ledger, past, now| {
             let mut events = Vec::new();
-            let Found { is_new: fresh, was_damaged: unreadable } = found;
+            let Past { is_new: fresh, was_damaged: unreadable } = past;
             let before = ledger.peers().totals();
             let pace = ledger.pace();
             let openings = ledger.models().openings();

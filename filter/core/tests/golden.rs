@@ -10,7 +10,7 @@
 use nimgate_core::control::rate::Phase;
 use nimgate_core::control::scope::ModelKey;
 use nimgate_core::limit::ledger::Ledger;
-use nimgate_core::limit::record::tlv::{self, Decoded, Kept, Origin, Place, Refusal, State};
+use nimgate_core::limit::record::tlv::{self, Decoded, Kept, Location, MoveState, Origin, Refusal};
 use nimgate_core::limit::record::v1;
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
@@ -38,14 +38,14 @@ fn record(name: &str) -> v1::Record {
 
 /// The same ledger in the form of version 2.
 fn ledger(name: &str) -> Ledger {
-    let place = Place { state: State::Here, ..Place::default() };
-    let bytes = tlv::encode(place, Some(&Ledger::from(record(name))), &Kept::default());
+    let location = Location { state: MoveState::Here, ..Location::default() };
+    let bytes = tlv::encode(location, Some(&Ledger::from(record(name))), &Kept::default());
     Ledger::decode(&bytes).unwrap_or_else(|| panic!("{name} can't be read in version 2"))
 }
 
-fn place() -> Place {
+fn location() -> Location {
     let lease = Instant::from_micros(1_010_000_000);
-    Place { state: State::Here, generation: 3, lease, origin: Origin::Known }
+    Location { state: MoveState::Here, generation: 3, lease, origin: Origin::Known }
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn the_mark_is_what_version_1_wipes() {
 fn version_2_is_written_and_read_as_it_was() {
     for name in NAMES {
         let ledger = ledger(name);
-        let bytes = tlv::encode(place(), Some(&ledger), &Kept::default());
+        let bytes = tlv::encode(location(), Some(&ledger), &Kept::default());
         if std::env::var_os("NIMGATE_GOLDEN").is_some() {
             std::fs::write(path(2, name), &bytes).unwrap();
         }
@@ -126,7 +126,7 @@ fn version_2_is_written_and_read_as_it_was() {
         assert!(bytes == golden(2, name), "{name} is written otherwise");
         let read = tlv::decode(&golden(2, name)).unwrap();
         assert!(
-            read == Decoded { place: place(), ledger: Some(ledger), kept: Kept::default() },
+            read == Decoded { location: location(), ledger: Some(ledger), kept: Kept::default() },
             "{name} reads otherwise"
         );
     }
@@ -142,7 +142,7 @@ fn damaged_records_are_refused_or_read_but_never_panic() {
                 let mut other = bytes.clone();
                 other[at] ^= 1 << bit;
                 if let Ok(read) = tlv::decode(&other) {
-                    let _ = tlv::encode(read.place, read.ledger.as_ref(), &read.kept);
+                    let _ = tlv::encode(read.location, read.ledger.as_ref(), &read.kept);
                 }
             }
         }
@@ -190,11 +190,11 @@ fn what_is_not_known_is_kept_to_the_byte() {
     let read = tlv::decode(&bytes).unwrap();
     assert!(read.kept != Kept::default());
     let mut ledger = read.ledger.unwrap();
-    let written = tlv::encode(read.place, Some(&ledger), &read.kept);
+    let written = tlv::encode(read.location, Some(&ledger), &read.kept);
     assert!(written == bytes, "something was lost");
     // It stays where it belongs when the rest changes.
     ledger.advance(Instant::from_micros(1_050_000_000), &mut Vec::new());
-    let again = tlv::decode(&tlv::encode(read.place, Some(&ledger), &read.kept)).unwrap();
+    let again = tlv::decode(&tlv::encode(read.location, Some(&ledger), &read.kept)).unwrap();
     assert_eq!(again.kept, read.kept);
 }
 
@@ -249,7 +249,7 @@ fn a_large_record_is_small() {
         queue.set_governed(models.iter().copied());
         ledger.turn(WorkerId(number), &queue, 0, None, now, &mut Vec::new());
     }
-    let bytes = tlv::encode(place(), Some(&ledger), &Kept::default());
+    let bytes = tlv::encode(location(), Some(&ledger), &Kept::default());
     println!("64 workers in 9 classes, 8 slowed models: version 1 {before} bytes, version 2 {}", bytes.len());
     assert!(bytes.len() <= 8 * 1024, "{} bytes", bytes.len());
 }

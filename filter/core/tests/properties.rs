@@ -2,7 +2,7 @@
 
 use nimgate_core::control::rate::{FORGET_WINDOWS, Feedback, Phase, Retreat, RetreatRules};
 use nimgate_core::control::scope::ModelKey;
-use nimgate_core::limit::ledger::{GRACE, Ledger, Place, Rules};
+use nimgate_core::limit::ledger::{Admission, GRACE, Ledger, Rules};
 use nimgate_core::order::key::OrderRule;
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
@@ -254,10 +254,10 @@ proptest! {
                 || naive.granted_since(now, span.plus(Micros::new(span.get().div_ceil(64)))) < quota;
             prop_assert!(!is_best || !room || !naive.has_token(), "a token that is there, and the best one waits");
             if let Some(arrival) = arrival.filter(|a| turn.granted.iter().all(|(granted, _)| granted.id != a.id)) {
-                match turn.place {
-                    Place::Queued => {}
-                    Place::Fallback(lane) => queues[worker].shift(arrival.id, lane),
-                    Place::Refused => { queues[worker].remove(arrival.id); }
+                match turn.admission {
+                    Admission::Queued => {}
+                    Admission::Fallback(lane) => queues[worker].shift(arrival.id, lane),
+                    Admission::Refused => { queues[worker].remove(arrival.id); }
                 }
             }
             let decoded = Ledger::decode(&ledger.encode());

@@ -171,11 +171,11 @@ fn token(source: &KeySource) -> Option<String> {
 /// A request of the console.
 pub struct Visit {
     panel: Rc<Panel>,
-    state: State,
+    state: VisitState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum VisitState {
     /// Nothing is answered yet.
     New,
     /// The body of a change is still coming.
@@ -189,7 +189,7 @@ enum State {
 impl Visit {
     /// A request of which nothing is known yet.
     pub fn new(panel: Rc<Panel>) -> Self {
-        Self { panel, state: State::New }
+        Self { panel, state: VisitState::New }
     }
 
     fn answer(&mut self, reply: &Reply) {
@@ -197,7 +197,7 @@ impl Visit {
         if let Err(refused) = host::reply(reply.status, "nimgate_console", &headers, &reply.body) {
             host_refused("local reply", Some(refused));
         }
-        self.state = State::Answered;
+        self.state = VisitState::Answered;
     }
 
     fn head(&mut self, ends_here: bool) {
@@ -227,7 +227,7 @@ impl Visit {
             Asked::Events => self.answer(&self.panel.gather().event()),
             Asked::Ready => self.ready(),
             Asked::Change if ends_here => self.answer(&self.panel.change(b"")),
-            Asked::Change => self.state = State::Reading,
+            Asked::Change => self.state = VisitState::Reading,
         }
     }
 
@@ -248,7 +248,7 @@ impl Visit {
         match host::call(&upstream.cluster, &headers, upstream.timeout) {
             Ok(()) => {
                 self.panel.is_probing.set(true);
-                self.state = State::Probing;
+                self.state = VisitState::Probing;
             }
             Err(_) => self.probed(Probed::NoCluster),
         }
@@ -263,16 +263,16 @@ impl Visit {
 
     /// The request is over, answered or not: if it was asking the upstream, no answer will come any more.
     fn leave(&mut self) {
-        if self.state == State::Probing {
+        if self.state == VisitState::Probing {
             self.panel.is_probing.set(false);
         }
-        self.state = State::Answered;
+        self.state = VisitState::Answered;
     }
 }
 
 impl Context for Visit {
     fn on_http_call_response(&mut self, _: u32, _: usize, _: usize, _: usize) {
-        if self.state != State::Probing {
+        if self.state != VisitState::Probing {
             return;
         }
         self.leave();
@@ -296,7 +296,7 @@ impl HttpContext for Visit {
     }
 
     fn on_http_request_body(&mut self, size: usize, ends_here: bool) -> Action {
-        if self.state == State::Reading {
+        if self.state == VisitState::Reading {
             if size > BODY_BYTES_MAX {
                 self.answer(&too_large());
             } else if ends_here {
@@ -314,7 +314,7 @@ impl HttpContext for Visit {
     }
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        if self.state == State::Reading {
+        if self.state == VisitState::Reading {
             let body = host::buffer(Buffer::RequestBody, 0, BODY_BYTES_MAX.saturating_add(1)).unwrap_or_default();
             let reply = if body.len() > BODY_BYTES_MAX { too_large() } else { self.panel.change(&body) };
             self.answer(&reply);

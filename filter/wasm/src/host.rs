@@ -163,21 +163,21 @@ pub fn wall_clock_s() -> u64 {
 
 /// A context, and the root context that it belongs to: itself for a root context.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct ContextRef {
     pub context: u32,
     pub root: u32,
 }
 
 thread_local! {
     /// The context in effect in the running callback of a root context, if it is another one's.
-    static EFFECTIVE: Cell<Option<Place>> = const { Cell::new(None) };
+    static EFFECTIVE: Cell<Option<ContextRef>> = const { Cell::new(None) };
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A callback of a root context begins. The host puts each callback's own context in effect.
-pub fn begin(root: u32) -> Place {
+pub fn begin(root: u32) -> ContextRef {
     EFFECTIVE.set(None);
-    Place { context: root, root }
+    ContextRef { context: root, root }
 }
 
 /// Runs `work` with the context `on` in effect, in a callback of `running`.
@@ -187,7 +187,7 @@ pub fn begin(root: u32) -> Place {
 ///
 /// # Errors
 /// [`Refused`] when the context is gone; `work` has then not run.
-pub fn on_behalf_of<T>(on: Place, running: Place, work: impl FnOnce() -> T) -> Result<T, Refused> {
+pub fn on_behalf_of<T>(on: ContextRef, running: ContextRef, work: impl FnOnce() -> T) -> Result<T, Refused> {
     let is_root = running.context == running.root;
     let effective = if is_root { EFFECTIVE.get().unwrap_or(running) } else { running };
     if on.context == effective.context {
@@ -207,13 +207,13 @@ pub fn on_behalf_of<T>(on: Place, running: Place, work: impl FnOnce() -> T) -> R
 
 /// Arms the timer of a root context, or switches it off with [`Micros::ZERO`]. Whole milliseconds, rounded up; the timer
 /// repeats until it is set again. The host takes the root context of whatever context is in effect.
-pub fn set_timer(root: u32, running: Place, after: Micros) -> Result<(), Refused> {
+pub fn set_timer(root: u32, running: ContextRef, after: Micros) -> Result<(), Refused> {
     let millis = u32::try_from(after.as_millis_ceil()).unwrap_or(u32::MAX);
     // SAFETY: no pointers.
     let set = || checked(unsafe { raw::proxy_set_tick_period_milliseconds(millis) });
     let is_root = running.context == running.root;
     let effective = if is_root { EFFECTIVE.get().unwrap_or(running) } else { running };
-    if effective.root == root { set() } else { on_behalf_of(Place { context: root, root }, running, set)? }
+    if effective.root == root { set() } else { on_behalf_of(ContextRef { context: root, root }, running, set)? }
 }
 
 /// A part of a buffer; empty when there is nothing.

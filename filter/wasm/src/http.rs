@@ -2,7 +2,7 @@
 
 use super::host::{self, Buffer, Map};
 use super::logging::host_refused;
-use super::stream::{BodyView, Granted, State, Stream, refuse_unserved};
+use super::stream::{BodyView, Granted, Stream, StreamState, refuse_unserved};
 use super::{headers, worker};
 use nimgate_classify::{AtHead, Classified, Decision, RequestHead};
 use nimgate_config::HoldAt;
@@ -91,7 +91,7 @@ impl Http {
         match nimgate_classify::at_head(config, &head) {
             AtHead::Decided(classified) => Self::settle(stream, classified),
             AtHead::Read(reader) if config.hold_at == HoldAt::Body => {
-                stream.set_state(State::Reading(reader, 0));
+                stream.set_state(StreamState::Reading(reader, 0));
                 stream.headers_are_gone.set(true);
                 Action::Continue
             }
@@ -101,10 +101,10 @@ impl Http {
                 Self::settle(stream, classified)
             }
             AtHead::Read(reader) => {
-                stream.set_state(State::Reading(reader, 0));
+                stream.set_state(StreamState::Reading(reader, 0));
                 if stream.plugin.body_view.get() == BodyView::Unknown {
                     let size = u64::try_from(size_of_head).unwrap_or(u64::MAX);
-                    if worker::with(|worker| worker.watch(stream, size, stream.place())).is_none() {
+                    if worker::with(|worker| worker.watch(stream, size, stream.context())).is_none() {
                         // Should no body ever be shown, nobody would notice, and the request would wait for ever.
                         stream.refuse_unserved();
                     }
@@ -125,10 +125,10 @@ impl Http {
 
     /// Acts on a decision in one of the stream's own callbacks. What can't be decided is refused, unless it passes anyway.
     fn settle(stream: &Rc<Stream>, classified: Classified) -> Action {
-        match worker::with(|worker| worker.settle(stream, classified, stream.place())) {
+        match worker::with(|worker| worker.settle(stream, classified, stream.context())) {
             Some(goes_on) => action(goes_on),
             None if classified.decision == Decision::Pass => {
-                stream.set_state(State::Passed);
+                stream.set_state(StreamState::Passed);
                 Action::Continue
             }
             None => {
@@ -141,12 +141,12 @@ impl Http {
     /// Reads what has come of the body since the last time.
     fn body(stream: &Rc<Stream>, size: usize, ends_here: bool) -> Action {
         // Only while the request is held does a body's being shown say anything about the host.
-        let held = matches!(&*stream.state.borrow(), State::Reading(..) | State::Waiting(_));
+        let held = matches!(&*stream.state.borrow(), StreamState::Reading(..) | StreamState::Waiting(_));
         if held && stream.plugin.body_view.get() != BodyView::Shown {
             worker::with(|worker| worker.body_shown(&stream.plugin));
         }
         let passes = match &mut *stream.state.borrow_mut() {
-            State::Reading(reader, seen) => {
+            StreamState::Reading(reader, seen) => {
                 let new = size.saturating_sub(*seen);
                 let piece = match new {
                     0 => Vec::new(),
@@ -159,19 +159,21 @@ impl Http {
                 *seen = size;
                 reader.feed(&stream.plugin.config, &piece)
             }
-            State::Waiting(_) => {
+            StreamState::Waiting(_) => {
                 stream.keeps_body.set(!ends_here);
                 return Action::Pause;
             }
-            State::Granted(_) if stream.keeps_body.get() => {
+            StreamState::Granted(_) if stream.keeps_body.get() => {
                 stream.keeps_body.set(!ends_here);
                 return action(ends_here);
             }
-            State::Answered(..) | State::Unserved => return Action::Pause,
-            State::New | State::Passed | State::Granted(_) | State::Over => return Action::Continue,
+            StreamState::Answered(..) | StreamState::Unserved => return Action::Pause,
+            StreamState::New | StreamState::Passed | StreamState::Granted(_) | StreamState::Over => {
+                return Action::Continue;
+            }
         };
         if passes {
-            stream.set_state(State::Passed);
+            stream.set_state(StreamState::Passed);
             worker::with(|worker| worker.metrics.passed());
             return Action::Continue;
         }
@@ -180,17 +182,17 @@ impl Http {
 
     fn body_complete(stream: &Rc<Stream>) -> Action {
         let classified = match &mut *stream.state.borrow_mut() {
-            State::Reading(reader, _) => {
+            StreamState::Reading(reader, _) => {
                 let classified = reader.finish(&stream.plugin.config);
                 if matches!(classified.decision, Decision::Meter(_)) {
                     stream.model.replace(reader.model().map(str::to_owned));
                 }
                 classified
             }
-            State::Answered(..) | State::Unserved => return Action::Pause,
+            StreamState::Answered(..) | StreamState::Unserved => return Action::Pause,
             state => {
                 stream.keeps_body.set(false);
-                return action(!matches!(state, State::Waiting(_)));
+                return action(!matches!(state, StreamState::Waiting(_)));
             }
         };
         Self::settle(stream, classified)
@@ -204,9 +206,9 @@ impl Http {
             Sent(Granted),
         }
         let whose = match &*stream.state.borrow() {
-            State::Granted(granted) if !granted.answered => Whose::Sent(*granted),
-            State::Reading(..) => Whose::Held(None),
-            State::Waiting(at) => Whose::Held(Some(*at)),
+            StreamState::Granted(granted) if !granted.answered => Whose::Sent(*granted),
+            StreamState::Reading(..) => Whose::Held(None),
+            StreamState::Waiting(at) => Whose::Held(Some(*at)),
             _ => return,
         };
         let (limit, sent) = match whose {
@@ -236,7 +238,7 @@ impl Http {
         }
         if let Some(outcome) = Outcome::of_local_reply(status, &details, sent) {
             if let (Some(at), false) = (limit, sent) {
-                worker::with(|worker| worker.dismiss(stream, at, stream.place()));
+                worker::with(|worker| worker.dismiss(stream, at, stream.context()));
             }
             if let Whose::Sent(granted) = whose {
                 let limit = stream.limit(granted.limit);
@@ -250,13 +252,13 @@ impl Http {
             }
             self.reword(stream, limit, outcome, ends_here);
             stream.note(limit, outcome, None);
-            stream.set_state(State::Answered(limit, outcome));
+            stream.set_state(StreamState::Answered(limit, outcome));
         }
     }
 
     /// Takes in the upstream's answer and adds to its headers what the client may want to know.
     fn upstream_answered(&mut self, stream: &Rc<Stream>, granted: Granted, status: u16, map: &[u8], ends_here: bool) {
-        stream.set_state(State::Granted(Granted { answered: true, ..granted }));
+        stream.set_state(StreamState::Granted(Granted { answered: true, ..granted }));
         let mut pause = None;
         let mut retries = 0;
         let mut has_ratelimit = false;
@@ -345,7 +347,7 @@ impl Context for Http {
     fn on_done(&mut self) -> bool {
         self.judge(0, true);
         if let Some(stream) = &self.stream {
-            worker::with(|worker| worker.gone(stream, stream.place()));
+            worker::with(|worker| worker.gone(stream, stream.context()));
         }
         true
     }

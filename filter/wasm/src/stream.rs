@@ -3,7 +3,7 @@
 //! A stream is resumed or answered from a timer as often as from its own callbacks, so what both need lies here, behind
 //! a shared pointer, and not in the SDK's context.
 
-use super::host::{self, Map, Place};
+use super::host::{self, ContextRef, Map};
 use super::logging::{event, event_once, host_refused};
 use nimgate_classify::{BodyReader, Unclassifiable};
 use nimgate_config::Config;
@@ -43,7 +43,7 @@ pub enum BodyView {
 }
 
 /// How far a stream is.
-pub enum State {
+pub enum StreamState {
     /// Nothing is decided.
     New,
     /// It passes through.
@@ -82,7 +82,7 @@ pub struct Stream {
     /// The configuration it came under.
     pub plugin: Rc<Plugin>,
     /// How far it is.
-    pub state: RefCell<State>,
+    pub state: RefCell<StreamState>,
     /// The level at which it is served.
     pub priority: Cell<Priority>,
     /// The model that its body names, if that was read and the request is metered.
@@ -106,7 +106,7 @@ impl Stream {
             id,
             priority: Cell::new(plugin.config.priority.default),
             plugin,
-            state: RefCell::new(State::New),
+            state: RefCell::new(StreamState::New),
             model: RefCell::new(None),
             has_authorization: Cell::new(false),
             headers_are_gone: Cell::new(false),
@@ -116,8 +116,8 @@ impl Stream {
     }
 
     /// The stream's context and root context.
-    pub fn place(&self) -> Place {
-        Place { context: self.id, root: self.plugin.context }
+    pub fn context(&self) -> ContextRef {
+        ContextRef { context: self.id, root: self.plugin.context }
     }
 
     /// The stream's identity for the core.
@@ -142,14 +142,14 @@ impl Stream {
     }
 
     /// Moves to another state and returns the one before.
-    pub fn set_state(&self, next: State) -> State {
+    pub fn set_state(&self, next: StreamState) -> StreamState {
         self.state.replace(next)
     }
 
     /// The limit of the configuration for whose token it waits.
     pub fn waits_for(&self) -> Option<usize> {
         match *self.state.borrow() {
-            State::Waiting(at) => Some(at),
+            StreamState::Waiting(at) => Some(at),
             _ => None,
         }
     }
@@ -174,7 +174,7 @@ impl Stream {
 
     /// Prepares the request for the upstream of its limit. The stream's own context must be in effect.
     pub fn go(&self, waited: Micros, now: Instant) {
-        let State::Waiting(limit) = *self.state.borrow() else {
+        let StreamState::Waiting(limit) = *self.state.borrow() else {
             return;
         };
         if self.headers_are_gone.get() {
@@ -183,7 +183,7 @@ impl Stream {
             self.set_headers(limit);
         }
         self.note(Some(limit), Outcome::Forwarded, Some(waited));
-        self.set_state(State::Granted(Granted { limit, at: now, waited, answered: false }));
+        self.set_state(StreamState::Granted(Granted { limit, at: now, waited, answered: false }));
     }
 
     /// Sets what the upstream of a limit, and the routes to it, are to see.
@@ -215,13 +215,13 @@ impl Stream {
         if let Err(refused) = host::reply(failure.status, &details, &all, &body) {
             host_refused("local reply", Some(refused));
         }
-        self.set_state(State::Answered(limit, failed.outcome));
+        self.set_state(StreamState::Answered(limit, failed.outcome));
     }
 
     /// Answers 503 to a request that nothing could be decided about, so that none goes unmetered. The stream's own context
     /// must be in effect.
     pub fn refuse_unserved(&self) {
-        self.set_state(State::Unserved);
+        self.set_state(StreamState::Unserved);
         refuse_unserved();
     }
 
@@ -235,7 +235,7 @@ impl Stream {
         rules: Option<&'a Rules>,
     ) -> Failed<'a> {
         let limit = match *self.state.borrow() {
-            State::Waiting(at) | State::Granted(Granted { limit: at, .. }) => Some(at),
+            StreamState::Waiting(at) | StreamState::Granted(Granted { limit: at, .. }) => Some(at),
             _ => None,
         };
         let unread = reason.map(|reason| {

@@ -3,7 +3,7 @@
 //! A VM has several root contexts: one for each listener's configuration, and while Envoy drains, those of old
 //! configurations too. All share one worker, so that the order among them is exact.
 //!
-//! The first of them is the *home*: it has the timer and the wake-up queue, and stays until the last of the others is
+//! The first of them has the timer and the wake-up queue, and stays until the last of the others is
 //! gone, even when its own configuration is. For Envoy delivers a wake-up to whatever context has the number that the
 //! queue was registered with, and if the VM has crashed and been started again, that number may be another's. The first
 //! root context of every VM has the same number, so there it is always one that can take it.
@@ -11,11 +11,11 @@
 //! The worker makes itself known to the others (a number, a queue) with its first metered request. The main thread's VM
 //! and the throw-away VM in which Envoy tries a configuration never have one, so they never count as workers.
 
-use super::host::{self, Place};
+use super::host::{self, ContextRef};
 use super::logging::{event, host_refused};
 use super::metrics::Metrics;
 use super::shared_data::{SharedData, next_number};
-use super::stream::{BodyView, Plugin, State, Stream};
+use super::stream::{BodyView, Plugin, Stream, StreamState};
 use hashbrown::HashMap;
 use nimgate_classify::{Classified, Decision};
 use nimgate_console::registry::Registry;
@@ -53,7 +53,7 @@ pub struct Worker {
     me: Option<WorkerId>,
     /// Workers that were in this place before their VM crashed: the host delivers to this one what wakes them.
     predecessors: Vec<WorkerId>,
-    home: Home,
+    roots: RootContexts,
     armed_for: Option<Instant>,
     /// The configurations that are in use, and some that were.
     plugins: Vec<Weak<Plugin>>,
@@ -63,7 +63,7 @@ pub struct Worker {
 
 /// The root contexts of this VM.
 #[derive(Default)]
-struct Home {
+struct RootContexts {
     /// The first; 0 before there is one.
     first: u32,
     /// Whether its configuration is in use.
@@ -124,29 +124,29 @@ impl Worker {
 
     /// There is a new root context.
     pub fn root_created(&mut self, context: u32) {
-        if self.home.first == 0 {
-            self.home.first = context;
-            self.home.is_used = true;
+        if self.roots.first == 0 {
+            self.roots.first = context;
+            self.roots.is_used = true;
         } else {
-            self.home.others = self.home.others.saturating_add(1);
+            self.roots.others = self.roots.others.saturating_add(1);
         }
     }
 
-    /// The configuration of a root context is not used any more. Answers whether the context may go; home may not while
+    /// The configuration of a root context is not used any more. Answers whether the context may go; the first may not while
     /// there are others, and goes with the last of them.
     pub fn root_done(&mut self, context: u32) -> bool {
-        if context == self.home.first {
-            self.home.is_used = false;
-            if self.home.others == 0 {
+        if context == self.roots.first {
+            self.roots.is_used = false;
+            if self.roots.others == 0 {
                 self.scheduler.release(&mut SharedData);
             }
-            return self.home.others == 0;
+            return self.roots.others == 0;
         }
-        self.home.others = self.home.others.saturating_sub(1);
-        if self.home.others == 0 && !self.home.is_used {
+        self.roots.others = self.roots.others.saturating_sub(1);
+        if self.roots.others == 0 && !self.roots.is_used {
             self.scheduler.release(&mut SharedData);
-            let home = Place { context: self.home.first, root: self.home.first };
-            let _ = host::on_behalf_of(home, host::begin(context), host::done);
+            let first = ContextRef { context: self.roots.first, root: self.roots.first };
+            let _ = host::on_behalf_of(first, host::begin(context), host::done);
         }
         true
     }
@@ -169,26 +169,26 @@ impl Worker {
 
     /// A request is complete: asks for a token of the limit with number `at` in its configuration. Where the
     /// configuration has no such limit, which is a fault of the filter's, the request is refused.
-    fn arrive(&mut self, stream: &Rc<Stream>, at: usize, running: Place) {
+    fn arrive(&mut self, stream: &Rc<Stream>, at: usize, running: ContextRef) {
         let Some(limit) = stream.limit(at) else {
-            let _ = host::on_behalf_of(stream.place(), running, || stream.refuse_unserved());
+            let _ = host::on_behalf_of(stream.context(), running, || stream.refuse_unserved());
             return;
         };
-        let me = self.identity(stream.place(), running);
-        stream.set_state(State::Waiting(at));
+        let me = self.identity(stream.context(), running);
+        stream.set_state(StreamState::Waiting(at));
         self.held.insert(stream.request(), Rc::clone(stream));
         let lane = Lane::Queued(stream.priority.get());
         let request = Request::new(stream.request(), lane, stream.model_for_pace().0);
         let output = self.scheduler.arrive(limit, request, me, &mut SharedData);
         self.execute(output, running);
         if stream.waits_for().is_some() {
-            let _ = host::on_behalf_of(stream.place(), running, || stream.note(Some(at), Outcome::ClientLeft, None));
+            let _ = host::on_behalf_of(stream.context(), running, || stream.note(Some(at), Outcome::ClientLeft, None));
         }
         self.arm(running);
     }
 
     /// The timer fired, or another worker woke this one.
-    pub fn wake(&mut self, woken: bool, running: Place) {
+    pub fn wake(&mut self, woken: bool, running: ContextRef) {
         // The timer repeats; what it was armed for is over, so that it is armed again or switched off below.
         let over = if woken { None } else { self.armed_for.replace(Instant::ZERO) };
         if let Some(me) = self.me {
@@ -205,16 +205,20 @@ impl Worker {
     }
 
     /// The stream is gone. Answers how it ended, if it was metered.
-    pub fn gone(&mut self, stream: &Stream, running: Place) {
+    pub fn gone(&mut self, stream: &Stream, running: ContextRef) {
         self.watched.remove(&stream.request());
         // A request whose body is kept has not gone on, though it has its token.
         let was_sent = !stream.keeps_body.get();
-        let (limit, outcome) = match stream.set_state(State::Over) {
-            State::Waiting(at) => (Some(at), Outcome::ClientLeft),
-            State::Granted(granted) if !was_sent => (Some(granted.limit), Outcome::ClientLeft),
-            State::Granted(granted) => (Some(granted.limit), Outcome::Forwarded),
-            State::Answered(limit, outcome) => (limit, outcome),
-            State::New | State::Passed | State::Reading(..) | State::Unserved | State::Over => return,
+        let (limit, outcome) = match stream.set_state(StreamState::Over) {
+            StreamState::Waiting(at) => (Some(at), Outcome::ClientLeft),
+            StreamState::Granted(granted) if !was_sent => (Some(granted.limit), Outcome::ClientLeft),
+            StreamState::Granted(granted) => (Some(granted.limit), Outcome::Forwarded),
+            StreamState::Answered(limit, outcome) => (limit, outcome),
+            StreamState::New
+            | StreamState::Passed
+            | StreamState::Reading(..)
+            | StreamState::Unserved
+            | StreamState::Over => return,
         };
         let limit = limit.and_then(|at| stream.limit(at));
         self.metrics.ended(limit, stream.priority.get(), outcome);
@@ -228,14 +232,14 @@ impl Worker {
     }
 
     /// Settles what a granted request holds, when its stream is over or it is known that it was never sent.
-    fn settle_grant(&mut self, stream: &Stream, limit: LimitId, was_sent: bool, running: Place) {
+    fn settle_grant(&mut self, stream: &Stream, limit: LimitId, was_sent: bool, running: ContextRef) {
         if self.scheduler.end(limit, stream.request(), was_sent) {
             self.arm(running);
         }
     }
 
     /// Envoy answered a request that still waited: it leaves the queue.
-    pub fn dismiss(&mut self, stream: &Stream, at: usize, running: Place) {
+    pub fn dismiss(&mut self, stream: &Stream, at: usize, running: ContextRef) {
         if self.held.remove(&stream.request()).is_some()
             && let Some(limit) = stream.limit(at)
         {
@@ -255,8 +259,8 @@ impl Worker {
         self.metrics.retried(limit, retries);
         let output = self.scheduler.answer(limit, answer, retries, &mut SharedData);
         let snapshot = output.snapshot;
-        self.execute(output, stream.place());
-        self.arm(stream.place());
+        self.execute(output, stream.context());
+        self.arm(stream.context());
         snapshot
     }
 
@@ -269,8 +273,8 @@ impl Worker {
         self.metrics.retried(limit, retries);
         let output = self.scheduler.charge(limit, retries, &mut SharedData);
         let snapshot = output.snapshot;
-        self.execute(output, stream.place());
-        self.arm(stream.place());
+        self.execute(output, stream.context());
+        self.arm(stream.context());
         snapshot
     }
 
@@ -290,7 +294,7 @@ impl Worker {
     ) -> Option<(Snapshot, Instant)> {
         self.metrics.failed(limit, stream.model.borrow().as_deref(), outcome);
         if outcome == Outcome::PayloadTooLarge {
-            self.settle_grant(stream, limit, false, stream.place());
+            self.settle_grant(stream, limit, false, stream.context());
         }
         self.retried(stream, limit, retries)
     }
@@ -299,8 +303,8 @@ impl Worker {
     pub fn look(&mut self, stream: &Stream, limit: LimitId) -> Option<(Snapshot, Instant)> {
         let output = self.scheduler.look(limit, &mut SharedData);
         let snapshot = output.snapshot;
-        self.execute(output, stream.place());
-        self.arm(stream.place());
+        self.execute(output, stream.context());
+        self.arm(stream.context());
         snapshot
     }
 
@@ -316,7 +320,7 @@ impl Worker {
 
     /// A body was announced and has not been shown yet. As long as it is not known whether this host shows bodies at
     /// all, such streams are watched.
-    pub fn watch(&mut self, stream: &Rc<Stream>, size_of_head: u64, running: Place) {
+    pub fn watch(&mut self, stream: &Rc<Stream>, size_of_head: u64, running: ContextRef) {
         let watched = Watched { stream: Rc::clone(stream), since: host::now(), size_of_head };
         self.watched.insert(stream.request(), watched);
         self.arm(running);
@@ -331,14 +335,14 @@ impl Worker {
 
     /// Looks whether bytes of a watched stream's body have reached Envoy without being shown here. A slow client's have
     /// not, so it is not mistaken for such a host.
-    fn check_watched(&mut self, now: Instant, running: Place) {
+    fn check_watched(&mut self, now: Instant, running: ContextRef) {
         let hidden: Vec<Rc<Plugin>> = self
             .watched
             .values()
             .filter(|watched| now.since(watched.since) >= WATCH_TIME)
             .filter(|watched| {
                 let size =
-                    host::on_behalf_of(watched.stream.place(), running, || host::property_u64("request\0total_size"));
+                    host::on_behalf_of(watched.stream.context(), running, || host::property_u64("request\0total_size"));
                 matches!(size, Ok(Some(size)) if size > watched.size_of_head)
             })
             .map(|watched| Rc::clone(&watched.stream.plugin))
@@ -370,44 +374,44 @@ impl Worker {
     }
 
     /// Decides about a stream whose body will never be seen, on its behalf.
-    fn give_up(&mut self, stream: &Rc<Stream>, running: Place) {
+    fn give_up(&mut self, stream: &Rc<Stream>, running: ContextRef) {
         let classified = match &mut *stream.state.borrow_mut() {
-            State::Reading(reader, _) => reader.give_up(&stream.plugin.config),
+            StreamState::Reading(reader, _) => reader.give_up(&stream.plugin.config),
             _ => return,
         };
         self.metrics.pause_ignored();
         let passes = self.settle(stream, classified, running);
         if passes {
-            let _ = host::on_behalf_of(stream.place(), running, host::resume_request);
+            let _ = host::on_behalf_of(stream.context(), running, host::resume_request);
         }
     }
 
     /// Acts on a decision; answers whether the stream may go on at once. The caller lets it: from one of the stream's own
     /// callbacks by what it returns, from elsewhere by resuming it.
-    pub fn settle(&mut self, stream: &Rc<Stream>, classified: Classified, running: Place) -> bool {
+    pub fn settle(&mut self, stream: &Rc<Stream>, classified: Classified, running: ContextRef) -> bool {
         self.metrics.classified(classified.unclassifiable, classified.occurrence);
         match classified.decision {
             Decision::Pass => {
                 self.metrics.passed();
-                stream.set_state(State::Passed);
+                stream.set_state(StreamState::Passed);
                 true
             }
             Decision::Reject(reason) => {
-                let _ = host::on_behalf_of(stream.place(), running, || {
+                let _ = host::on_behalf_of(stream.context(), running, || {
                     stream.refuse(&stream.failed(Outcome::Unreadable, Some(reason), None, None), &[], None);
                 });
                 false
             }
             Decision::Meter(at) => {
                 self.arrive(stream, at, running);
-                stream.id == running.context && matches!(*stream.state.borrow(), State::Granted(_))
+                stream.id == running.context && matches!(*stream.state.borrow(), StreamState::Granted(_))
             }
         }
     }
 
     /// Carries out what the core decided. A stream in one of whose callbacks this happens is not resumed here: its
     /// callback lets it go on. Nor is one whose body is kept: it goes on when the body ends.
-    fn execute(&mut self, output: Output, running: Place) {
+    fn execute(&mut self, output: Output, running: ContextRef) {
         self.metrics.read(&output.events);
         for action in output.actions {
             match action {
@@ -415,7 +419,7 @@ impl Worker {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
-                    let resumed = host::on_behalf_of(stream.place(), running, || {
+                    let resumed = host::on_behalf_of(stream.context(), running, || {
                         stream.go(waited, granted_at);
                         if stream.id == running.context || stream.keeps_body.get() {
                             Ok(())
@@ -432,7 +436,7 @@ impl Worker {
                         continue;
                     };
                     let rules = self.rules(&stream, stream.waits_for());
-                    let _ = host::on_behalf_of(stream.place(), running, || {
+                    let _ = host::on_behalf_of(stream.context(), running, || {
                         let mut headers = response_headers(waited, snapshot.as_ref());
                         headers.push(("retry-after", retry_after_s.to_string()));
                         let failed = stream.failed(outcome, None, Some(lane), rules.as_ref());
@@ -449,7 +453,7 @@ impl Worker {
     }
 
     /// Arms the timer for the next thing due, or switches it off. The callback has read the clock.
-    fn arm(&mut self, running: Place) {
+    fn arm(&mut self, running: ContextRef) {
         let now = host::latest();
         let watch = self.watched.values().map(|watched| watched.since.after(WATCH_TIME)).min();
         // What stays watched past its time is looked at again after a while.
@@ -463,7 +467,7 @@ impl Worker {
             Some(at) => at.since(now).max(Micros::from_millis(1)),
             None => Micros::ZERO,
         };
-        match host::set_timer(self.home.first, running, period) {
+        match host::set_timer(self.roots.first, running, period) {
             Ok(()) => self.armed_for = next,
             Err(refused) => host_refused("set timer", Some(refused)),
         }
@@ -472,7 +476,7 @@ impl Worker {
     /// How the other workers know this one. It makes itself known with its first metered request, which came on
     /// `connection`. A worker that got no queue then can't be woken, and tries again as soon as it has nobody waiting: an
     /// identity must not change while a line of the ledger bears it.
-    fn identity(&mut self, stream: Place, running: Place) -> WorkerId {
+    fn identity(&mut self, stream: ContextRef, running: ContextRef) -> WorkerId {
         if let Some(me) = self.me
             && (me.0 & UNWAKEABLE == 0 || self.has_line())
         {
@@ -481,8 +485,8 @@ impl Worker {
         let connection = host::on_behalf_of(stream, running, || host::property_u64("connection_id")).ok().flatten();
         let unique = Unique::find(connection);
         let name = unique.queue_name();
-        let home = Place { context: self.home.first, root: self.home.first };
-        let registered = host::on_behalf_of(home, running, || host::register_queue(&name));
+        let first = ContextRef { context: self.roots.first, root: self.roots.first };
+        let registered = host::on_behalf_of(first, running, || host::register_queue(&name));
         let me = match registered {
             Ok(Ok(token)) => WorkerId(token),
             refused => {

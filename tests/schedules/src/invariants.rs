@@ -7,7 +7,7 @@ use nimgate_core::order::key::OrderRule;
 use nimgate_core::units::{Instant, WorkerId};
 
 /// Checks what holds at any moment at which no worker has swapped the ledger and not yet acted upon it: no token too
-/// many, nobody lost or counted twice, the board and the gauges true.
+/// many, nobody lost or counted twice, the peers' lines and the gauges true.
 ///
 /// # Errors
 /// A sentence on what does not hold.
@@ -23,12 +23,12 @@ pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, capacity: u32, 
         let line = ledger.and_then(|ledger| ledger.peers().lines().iter().find(|line| line.worker == worker.id()));
         let said = line.map_or(0, |line| line.load.counts.iter().sum());
         ensure(!worker.is_told || said == worker.waiting.len() as u32, || {
-            format!("the board says that {said} wait at {:?}, and {} do", worker.id(), worker.waiting.len())
+            format!("the ledger says that {said} wait at {:?}, and {} do", worker.id(), worker.waiting.len())
         })?;
         let held = line.map_or(0, |line| line.load.in_flight) as usize;
         let is_capped = ledger.is_some_and(|ledger| ledger.rules().max_in_flight.is_some());
         ensure(!is_capped || !worker.is_told || held == worker.streams.len(), || {
-            format!("the board says that {held} are in flight at {:?}, and {} are", worker.id(), worker.streams.len())
+            format!("the ledger says that {held} are in flight at {:?}, and {} are", worker.id(), worker.streams.len())
         })?;
     }
     let in_flight: usize = workers.iter().map(|worker| worker.streams.len()).sum();
@@ -36,7 +36,7 @@ pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, capacity: u32, 
     ensure(in_flight <= cap, || format!("{in_flight} are in flight, and no more than {cap} may be"))?;
     let totals: u32 = ledger.map_or(0, |ledger| ledger.peers().totals().iter().sum());
     let shown: i64 = workers.iter().map(|worker| worker.gauge()).sum();
-    ensure(shown == i64::from(totals), || format!("the gauges show {shown} and the board says {totals}"))
+    ensure(shown == i64::from(totals), || format!("the gauges show {shown} and the ledger says {totals}"))
 }
 
 /// Whether fewer are in flight than may be.
@@ -54,7 +54,7 @@ pub fn is_open(ledger: &Ledger, request: &Request, now: Instant) -> bool {
     !request.is_weak || weak_opens(ledger, now)
 }
 
-/// Whose request is the best on the board of those that may go, and when a token is there for it; `None` while all slots
+/// Whose request is the best in the ledger of those that may go, and when a token is there for it; `None` while all slots
 /// are taken.
 pub fn due(ledger: &Ledger, now: Instant) -> Option<(WorkerId, Instant)> {
     let mut ledger = ledger.clone();

@@ -106,7 +106,7 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
     let Some((whose, token_at)) = ledger.and_then(|ledger| due(&ledger, store.now)) else { return };
     store.now = token_at;
     let worker = workers.iter_mut().find(|worker| worker.id() == whose);
-    let worker = worker.unwrap_or_else(|| panic!("the board knows of {whose:?}, who is not there"));
+    let worker = worker.unwrap_or_else(|| panic!("the ledger knows of {whose:?}, who is not there"));
     let granted = worker.granted;
     // Once to show the full bucket, if that is due first, and once for the token.
     for _ in 0..2 {

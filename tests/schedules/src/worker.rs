@@ -17,7 +17,7 @@ use std::hash::{Hash, Hasher};
 /// The key of the ledger's limit.
 const LIMIT: &str = "l";
 
-/// The rules of all cases: a token comes each second, nobody's patience ends, there is room for all, and no window
+/// The rules of all cases: a token comes each second, no timeout ends, there is room for all, and no window
 /// is guarded besides.
 pub fn rules(capacity: u32) -> Rules {
     Rules {
@@ -86,7 +86,7 @@ pub struct Worker {
     pub streams: Vec<RequestId>,
     /// Those that wait, in the order in which they came.
     pub waiting: Vec<Request>,
-    /// Whether the board says what waits here: not after someone has left, until the next turn.
+    /// Whether the ledger says what waits here: not after someone has left, until the next turn.
     pub is_told: bool,
 }
 

@@ -12,7 +12,7 @@
 //! | I11 | no grant after the deadline, and a refusal soon after it |
 //! | I13 | lost swaps end: in a bounded number of tries for one, and in a success for some worker |
 //! | I12, I20 | gauges equal a recount; outcomes, answers and retries add up |
-//! | I14 | a record that can't be read is begun anew without a gift of tokens |
+//! | I14 | a record that can't be read is replaced without a gift of tokens |
 //! | I15 | a reload is taken up, and brings no tokens |
 //! | I17, I18 | I8 and I10 hold after a step back of the clock, and after a crash |
 //! | I16 | the rate controller acts on refusals and on nothing else, and keeps its bounds and its gate |

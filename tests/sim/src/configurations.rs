@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    /// Gives a VM a root context for the configuration in force: a new one, or the one that it still has.
+    /// Gives a VM a root context for the active configuration: a new one, or the one that it still has.
     pub fn configure(self: &Rc<Self>, vm: usize) {
         let (root, size, is_new) = {
             let mut state = self.state.borrow_mut();

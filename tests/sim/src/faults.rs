@@ -44,7 +44,7 @@ impl World {
                     } else {
                         state.data.insert(key, (b"rubbish".to_vec(), version));
                     }
-                    // Whoever finds it begins anew, at that time, with an empty bucket.
+                    // Whoever finds it begins again, at that time, with an empty bucket.
                     if let Some(l) = l {
                         state.checks.limits[l].corrupt = true;
                         state.checks.limits[l].begun_anew = true;

@@ -39,7 +39,7 @@ pub enum Mutant {
     DropCounts,
     /// Some gauges' decrements are lost.
     DropGauge,
-    /// A corrupted record is gone instead, so that it is begun anew with a full bucket.
+    /// A corrupted record is gone instead, so that a new one with a full bucket takes its place.
     CorruptErases,
     /// A reload erases the ledger.
     ReloadErases,

@@ -252,7 +252,7 @@ impl World {
         }
         self.state.borrow_mut().note(|| format!("worker {vm} ticks"));
         self.call::<_, ()>(vm, "proxy_on_tick", root, root);
-        // As in Envoy the timer is armed anew after the callback, unless that has set it itself.
+        // As in Envoy the timer is armed again after the callback, unless that has set it itself.
         let mut state = self.state.borrow_mut();
         if let Some((period, number)) = state.desks[vm].timers.get(&root).copied()
             && number == armed

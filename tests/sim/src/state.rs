@@ -113,7 +113,7 @@ pub struct Request {
     pub details: &'static str,
     /// When the filter read the clock for its arrival.
     pub arrived: u64,
-    /// The commit with which the board first told of it.
+    /// The commit with which the ledger first showed it.
     pub published: Option<u64>,
     pub published_at: u64,
     /// Whether it waits outside the full queue.
@@ -248,7 +248,7 @@ pub struct State {
     pub checks: Checks,
     pub trace: VecDeque<String>,
     pub verbose: bool,
-    /// The configuration in force, as the filter gets it.
+    /// The active configuration, as the filter gets it.
     pub json: String,
     /// All configurations that there have been.
     pub tried: HashMap<String, Vec<Settings>>,

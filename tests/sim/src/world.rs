@@ -77,7 +77,7 @@ impl World {
         Some((result, limits))
     }
 
-    /// Starts a VM in a place, with a root context for the configuration in force.
+    /// Starts a VM in a place, with a root context for the active configuration.
     pub fn start(self: &Rc<Self>, vm: usize) {
         match Vm::new(&self.machine, self, vm) {
             Ok(made) => *self.vms[vm].borrow_mut() = Some(made),

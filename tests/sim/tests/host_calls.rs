@@ -61,7 +61,7 @@ fn count(world: &World) -> BTreeMap<String, u32> {
     world.vms[0].borrow_mut().as_mut().unwrap().host_calls()
 }
 
-/// A request comes, with its body in so many pieces, and an empty end behind them as HTTP/1.1 has it.
+/// A request comes, with its body in so many pieces, and an empty end after them as HTTP/1.1 has it.
 fn come(world: &Rc<World>, kind: Kind, content_type: &str, body: &str, pieces: usize) -> usize {
     let (r, context, root) = {
         let mut state = world.state.borrow_mut();

@@ -37,7 +37,7 @@
 //! window, it counts as many requests in it as the others could have sent.
 
 use super::ledger::{Form, Ledger, Rules};
-use super::record::tlv::{self, Decoded, Kept, Origin, Place, Refusal, State};
+use super::record::tlv::{self, Decoded, Kept, Location, MoveState, Origin, Refusal};
 use super::record::v1::{self, NEVER, Record};
 use crate::store::{ATTEMPTS_MAX, Store, StoreError, Swap, Version};
 use crate::units::{Instant, Micros, WorkerId};
@@ -58,14 +58,14 @@ pub enum Company {
 
 /// What is to be known of a ledger beside itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Found {
+pub struct Past {
     /// There was none before, and no worker has taken note of it yet.
     pub is_new: bool,
     /// The one before could not be read; the bucket is empty.
     pub was_damaged: bool,
 }
 
-impl From<Origin> for Found {
+impl From<Origin> for Past {
     fn from(origin: Origin) -> Self {
         Self { is_new: origin != Origin::Known, was_damaged: origin == Origin::Lost }
     }
@@ -120,7 +120,7 @@ impl Home {
         me: Option<WorkerId>,
         rules: Rules,
         store: &mut S,
-        mut decide: impl FnMut(Ledger, Found, Instant) -> (Option<Ledger>, T),
+        mut decide: impl FnMut(Ledger, Past, Instant) -> (Option<Ledger>, T),
     ) -> Result<T, StoreError> {
         (self.is_new, self.was_damaged, self.has_leased) = (false, false, false);
         for _ in 0..ATTEMPTS_MAX {
@@ -132,26 +132,26 @@ impl Home {
                     Some(record) if marker(&record).is_none() => {
                         let old_at = if record.mark == 0 { now.as_micros() } else { record.mark };
                         let is_quiet = self.is_quiet(Instant::from_micros(old_at), now);
-                        let found = Found { is_new: self.is_new, was_damaged: self.was_damaged };
-                        let (ledger, decision) = decide(record.into(), found, now);
+                        let past = Past { is_new: self.is_new, was_damaged: self.was_damaged };
+                        let (ledger, decision) = decide(record.into(), past, now);
                         let value = ledger.map(|ledger| Record { mark: old_at, ..Record::from(&ledger) }.encode());
                         Some((value, decision, Some(*version), is_quiet))
                     }
                     _ => None,
                 },
                 (Form::Two, Some((bytes, version))) => match tlv::decode(bytes) {
-                    Ok(Decoded { place, ledger: Some(before), mut kept })
-                        if self.may_stay(place, me, now, store)? =>
+                    Ok(Decoded { location, ledger: Some(before), mut kept })
+                        if self.may_stay(location, me, now, store)? =>
                     {
                         let epoch = before.epoch();
                         // Another worker may have begun it, and not come to take note.
-                        let found = Found::from(place.origin);
-                        let (ledger, decision) = decide(before, found, now);
-                        let origin = if me.is_some() { Origin::Known } else { place.origin };
+                        let past = Past::from(location.origin);
+                        let (ledger, decision) = decide(before, past, now);
+                        let origin = if me.is_some() { Origin::Known } else { location.origin };
                         if ledger.as_ref().is_some_and(|ledger| ledger.epoch() != epoch) {
                             kept.forget_rules();
                         }
-                        let leased = now < place.lease;
+                        let leased = now < location.lease;
                         match ledger {
                             // What is to be written needs the lease.
                             Some(_) if !leased => {
@@ -159,8 +159,8 @@ impl Home {
                                 None
                             }
                             ledger => {
-                                let value =
-                                    ledger.map(|ledger| tlv::encode(Place { origin, ..place }, Some(&ledger), &kept));
+                                let value = ledger
+                                    .map(|ledger| tlv::encode(Location { origin, ..location }, Some(&ledger), &kept));
                                 Some((value, decision, Some(*version), false))
                             }
                         }
@@ -172,7 +172,7 @@ impl Home {
             };
             let decided = decided.or_else(|| {
                 let begin = || {
-                    let past = Found { is_new: true, was_damaged: present.is_some() };
+                    let past = Past { is_new: true, was_damaged: present.is_some() };
                     let (ledger, decision) = decide(first(rules, past.was_damaged, now), past, now);
                     let version = present.as_ref().map(|(_, version)| *version);
                     (ledger.map(|ledger| ledger.encode()), decision, version, false)
@@ -228,7 +228,7 @@ impl Home {
     /// [`StoreError`] when the store refuses.
     pub fn read<S: Store>(limit: &str, store: &mut S) -> Result<Option<Ledger>, StoreError> {
         let two = match store.load(&tlv::key(limit))?.map(|(bytes, _)| tlv::decode(&bytes)) {
-            Some(Ok(Decoded { place, ledger: Some(ledger), .. })) if place.lease > Instant::ZERO => {
+            Some(Ok(Decoded { location, ledger: Some(ledger), .. })) if location.lease > Instant::ZERO => {
                 return Ok(Some(ledger));
             }
             Some(Ok(decoded)) => decoded.ledger,
@@ -255,16 +255,17 @@ impl Home {
     pub fn release<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
         for _ in 0..ATTEMPTS_MAX {
             let Some((bytes, version)) = store.load(&self.two)? else { return Ok(()) };
-            let Ok(Decoded { place, ledger: Some(ledger), kept }) = tlv::decode(&bytes) else { return Ok(()) };
+            let Ok(Decoded { location, ledger: Some(ledger), kept }) = tlv::decode(&bytes) else { return Ok(()) };
             let Some((bytes, under)) = store.load(&self.one)? else { return Ok(()) };
             let Some(record) = Record::decode(&bytes) else { return Ok(()) };
             let now = store.now();
-            if place.state != State::Here || marker(&record).is_none_or(|marker| marker.generation != place.generation)
+            if location.state != MoveState::Here
+                || marker(&record).is_none_or(|marker| marker.generation != location.generation)
             {
                 return Ok(());
             }
-            if place.lease > Instant::ZERO {
-                let free = Place { lease: Instant::ZERO, ..place };
+            if location.lease > Instant::ZERO {
+                let free = Location { lease: Instant::ZERO, ..location };
                 // From here on nobody grants from it.
                 if store.swap(&self.two, &tlv::encode(free, Some(&ledger), &kept), Some(version))? == Swap::Lost {
                     continue;
@@ -272,12 +273,12 @@ impl Home {
             } else if !marker(&record).is_some_and(|marker| marker.is_closed) {
                 return Ok(());
             }
-            let touched = record.mark != place.generation;
+            let touched = record.mark != location.generation;
             let open = if touched {
                 // One has come: it gets all there is, as in a move.
-                thawed(ledger, &record, place.generation, now)
+                thawed(ledger, &record, location.generation, now)
             } else {
-                released(&ledger, place.generation)
+                released(&ledger, location.generation)
             };
             if store.swap(&self.one, &open.encode(), Some(under))? == Swap::Replaced {
                 return Ok(());
@@ -299,20 +300,20 @@ impl Home {
         }
     }
 
-    /// Whether a decision may be made on version 2's record, in which `place` was read at `now`. From time to time that
+    /// Whether a decision may be made on version 2's record, in which `location` was read at `now`. From time to time that
     /// takes a look at version 1's, after the other as in [`Home::settle`], which goes on where there is more to do.
     fn may_stay<S: Store>(
         &mut self,
-        place: Place,
+        location: Location,
         me: Option<WorkerId>,
         now: Instant,
         store: &mut S,
     ) -> Result<bool, StoreError> {
         if self.company == Company::Alone {
-            return Ok(place.state == State::Here);
+            return Ok(location.state == MoveState::Here);
         }
-        let left = place.lease.since(now);
-        if place.state != State::Here || left > LEASE {
+        let left = location.lease.since(now);
+        if location.state != MoveState::Here || left > LEASE {
             return Ok(false);
         }
         if me.is_none() || now.since(self.looked_at) < LOOK_EVERY && now >= self.looked_at {
@@ -323,8 +324,8 @@ impl Home {
         }
         let one = store.load(&self.one)?.and_then(|(bytes, _)| Record::decode(&bytes));
         let is_untouched = one.is_some_and(|record| {
-            record.mark == place.generation
-                && marker(&record).is_some_and(|marker| marker.generation == place.generation)
+            record.mark == location.generation
+                && marker(&record).is_some_and(|marker| marker.generation == location.generation)
         });
         if is_untouched {
             self.looked_at = now;
@@ -335,7 +336,7 @@ impl Home {
     /// Begins the move to version 2, if version 1's record is live and nobody of that version has written.
     fn freeze<S: Store>(&mut self, me: Option<WorkerId>, rules: Rules, store: &mut S) -> Result<(), StoreError> {
         let before = match store.load(&self.two)?.map(|(bytes, _)| tlv::decode(&bytes)) {
-            Some(Ok(Decoded { place, .. })) if place.state == State::Away => place.generation,
+            Some(Ok(Decoded { location, .. })) if location.state == MoveState::Away => location.generation,
             Some(Err(Refusal::Damaged)) | None => 0,
             _ => return Ok(()),
         };
@@ -379,43 +380,43 @@ impl Home {
                 Some((bytes, version)) => (Some(Record::decode(&bytes)), Some(version)),
                 None => (None, None),
             };
-            let (place, ledger, kept) = match two {
+            let (location, ledger, kept) = match two {
                 Some(Err(Refusal::NotUnderstood)) => return Err(StoreError::NotUnderstood),
-                Some(Ok(Decoded { place, ledger, kept })) => (place, ledger, kept),
+                Some(Ok(Decoded { location, ledger, kept })) => (location, ledger, kept),
                 Some(Err(Refusal::Damaged)) => {
                     self.was_damaged = true;
-                    (Place::default(), None, Kept::default())
+                    (Location::default(), None, Kept::default())
                 }
-                None => (Place::default(), None, Kept::default()),
+                None => (Location::default(), None, Kept::default()),
             };
             let two_was_damaged = self.was_damaged && under_two.is_some();
-            match (place.state, ledger, one) {
-                (State::Here, Some(ledger), Some(Some(record))) => match marker(&record) {
+            match (location.state, ledger, one) {
+                (MoveState::Here, Some(ledger), Some(Some(record))) => match marker(&record) {
                     None => {
-                        // Version 1's record lives although ours does: it was begun anew after damage. Theirs counts.
-                        self.swap_two(Place { state: State::Away, ..place }, None, &kept, under_two, store)?;
+                        // Version 1's record lives although ours does: it was begun again after damage. Theirs counts.
+                        self.swap_two(Location { state: MoveState::Away, ..location }, None, &kept, under_two, store)?;
                     }
-                    Some(marker) if marker.generation != place.generation => {
+                    Some(marker) if marker.generation != location.generation => {
                         // It is frozen, but for which ledger is not known. Now it is for this one.
-                        let closed = closed(&ledger, place.generation, now.after(LEASE), me);
+                        let closed = closed(&ledger, location.generation, now.after(LEASE), me);
                         self.swap_one(&closed, under_one, store)?;
                     }
-                    Some(_) if record.mark != place.generation => {
-                        let leaving = Place { state: State::Leaving, lease: Instant::ZERO, ..place };
+                    Some(_) if record.mark != location.generation => {
+                        let leaving = Location { state: MoveState::Leaving, lease: Instant::ZERO, ..location };
                         self.swap_two(leaving, Some(&ledger), &kept, under_two, store)?;
                     }
                     Some(_) => {
                         self.looked_at = now;
                         self.form = Form::Two;
-                        let left = place.lease.since(now);
+                        let left = location.lease.since(now);
                         let is_due = if needs_lease { left < RENEW_BELOW } else { (SOME..RENEW_BELOW).contains(&left) };
                         if !is_due && left <= LEASE {
                             return Ok(());
                         }
                         let until = now.after(LEASE);
-                        let closed = closed(&ledger, place.generation, until, me);
+                        let closed = closed(&ledger, location.generation, until, me);
                         if self.swap_one(&closed, under_one, store)? {
-                            let leased = Place { lease: until, ..place };
+                            let leased = Location { lease: until, ..location };
                             if self.swap_two(leased, Some(&ledger), &kept, under_two, store)? {
                                 self.has_leased = left == Micros::ZERO;
                                 return Ok(());
@@ -423,23 +424,23 @@ impl Home {
                         }
                     }
                 },
-                (State::Here, Some(ledger), _) => {
+                (MoveState::Here, Some(ledger), _) => {
                     // Version 1's record is gone or damaged, and a module of version 1 would begin a new one.
-                    let closed = closed(&ledger, place.generation, now.after(LEASE), me);
+                    let closed = closed(&ledger, location.generation, now.after(LEASE), me);
                     self.swap_one(&closed, under_one, store)?;
                 }
-                (State::Leaving, Some(ledger), one) => {
+                (MoveState::Leaving, Some(ledger), one) => {
                     let record = one.flatten();
                     match record.as_ref().map(|record| (record, marker(record))) {
-                        Some((record, Some(marker))) if marker.generation == place.generation => {
-                            let live = thawed(ledger, record, place.generation, now);
+                        Some((record, Some(marker))) if marker.generation == location.generation => {
+                            let live = thawed(ledger, record, location.generation, now);
                             if self.swap_one(&live, under_one, store)? {
                                 self.wake = live.lines.iter().map(|line| line.worker).collect();
                                 self.moved = Some(Form::One);
                             }
                         }
                         Some((_, None)) => {
-                            let away = Place { state: State::Away, ..place };
+                            let away = Location { state: MoveState::Away, ..location };
                             self.swap_two(away, None, &kept, under_two, store)?;
                         }
                         Some((_, Some(_))) => {}
@@ -463,8 +464,12 @@ impl Home {
                         } else {
                             Origin::Known
                         };
-                        let here =
-                            Place { state: State::Here, generation: marker.generation, lease: Instant::ZERO, origin };
+                        let here = Location {
+                            state: MoveState::Here,
+                            generation: marker.generation,
+                            lease: Instant::ZERO,
+                            origin,
+                        };
                         let mut ledger = unmarked(record, marker, rules, now);
                         if two_was_damaged || marker.is_closed {
                             // What was granted is not known.
@@ -478,7 +483,7 @@ impl Home {
                     self.is_new = true;
                     self.was_damaged |= one.is_some();
                     let ledger = first(rules, self.was_damaged, now);
-                    let generation = place.generation.saturating_add(1).max(now.as_micros());
+                    let generation = location.generation.saturating_add(1).max(now.as_micros());
                     self.swap_one(&released(&ledger, generation), under_one, store)?;
                 }
             }
@@ -492,13 +497,13 @@ impl Home {
 
     fn swap_two<S: Store>(
         &self,
-        place: Place,
+        location: Location,
         ledger: Option<&Ledger>,
         kept: &Kept,
         version: Option<Version>,
         store: &mut S,
     ) -> Result<bool, StoreError> {
-        Ok(store.swap(&self.two, &tlv::encode(place, ledger, kept), version)? == Swap::Replaced)
+        Ok(store.swap(&self.two, &tlv::encode(location, ledger, kept), version)? == Swap::Replaced)
     }
 }
 

@@ -78,7 +78,7 @@ pub struct Served {
 
 /// What becomes of an arrival that was not granted at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum Admission {
     /// It waits in the queue.
     Queued,
     /// It waits outside the queue, in this lane.
@@ -93,7 +93,7 @@ pub struct Turn {
     /// The requests that got a token, in the order in which they are to go, and what they hold.
     pub granted: Vec<(Request, Reservation)>,
     /// What becomes of the arrival, if there was one and it is not among the granted.
-    pub place: Place,
+    pub admission: Admission,
     /// Another worker to wake: its request is the best, and it may not know.
     pub wake: Option<WorkerId>,
     /// When this worker should look again; `None` when it has nothing.
@@ -327,13 +327,13 @@ impl Ledger {
             granted.push((request, Reservation { ticket, granted_at: now, model: request.model }));
         }
         let arrival = arrival.filter(|arrival| granted.iter().all(|(request, _)| request.id != arrival.id));
-        let place = arrival.map_or(Place::Queued, |arrival| self.place(worker, &mut mine, arrival));
+        let admission = arrival.map_or(Admission::Queued, |arrival| self.admit(worker, &mut mine, arrival));
         changed |= self.peers.publish(worker, self.load(&mine, in_flight), now);
         let (wake, due_changed) = self.hand_over(worker, now);
         changed |= due_changed;
         // A worker that holds slots of a cap looks now and then too, so that its line stays.
         let look_again_at = (!mine.is_empty() || in_flight > 0).then(|| self.look_again_at(worker, &mine, now));
-        (Turn { granted, place, wake, look_again_at }, changed)
+        (Turn { granted, admission, wake, look_again_at }, changed)
     }
 
     /// Removes the lines of workers that have been silent for too long, and says whether there were any.
@@ -365,21 +365,21 @@ impl Ledger {
     }
 
     /// Finds a place for an arrival that got no token, and moves it there or takes it out.
-    fn place(&self, worker: WorkerId, mine: &mut InOrder<'_>, arrival: &Request) -> Place {
+    fn admit(&self, worker: WorkerId, mine: &mut InOrder<'_>, arrival: &Request) -> Admission {
         let queue_max = u64::from(self.in_use.rules.queue_max);
         let total = |mine: &InOrder<'_>, queued| {
             peers::waiting(&mine.counts(), queued).saturating_add(self.peers.waiting(queued, worker))
         };
         if total(mine, true) <= queue_max {
-            return Place::Queued;
+            return Admission::Queued;
         }
         mine.drop_newest(arrival);
         if !self.in_use.rules.may_fall_back || total(mine, false) >= queue_max {
-            return Place::Refused;
+            return Admission::Refused;
         }
         let lane = Lane::Fallback(arrival.lane.priority());
         mine.add_newest(&Request { lane, ..*arrival });
-        Place::Fallback(lane)
+        Admission::Fallback(lane)
     }
 
     /// Takes note of whose request is now the best. If that is another worker, says whether to wake it: it may sleep until
@@ -586,7 +586,7 @@ impl Ledger {
         }
     }
 
-    /// When a request that comes now would get its token, if it had to wait behind everyone in its lane and before it.
+    /// When a request that comes now would get its token, if it had to wait for everyone in its lane and before it.
     pub fn turn_estimate(&self, lane: Lane, now: Instant) -> Instant {
         let ahead = self.peers.totals().into_iter().take(lane.index().saturating_add(1)).fold(0, u32::saturating_add);
         self.token_at(ahead.saturating_add(1), now)

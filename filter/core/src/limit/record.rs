@@ -5,7 +5,7 @@
 
 use super::ledger::Ledger;
 use crate::units::Instant;
-use tlv::{Kept, Origin, Place, State};
+use tlv::{Kept, Location, MoveState, Origin};
 
 pub mod tlv;
 pub mod v1;
@@ -16,9 +16,13 @@ pub const VERSION: u8 = tlv::VERSION;
 impl Ledger {
     /// The bytes of a record that only modules of this version use.
     pub fn encode(&self) -> Vec<u8> {
-        let place =
-            Place { state: State::Here, generation: 0, lease: Instant::from_micros(u64::MAX), origin: Origin::Known };
-        tlv::encode(place, Some(self), &Kept::default())
+        let location = Location {
+            state: MoveState::Here,
+            generation: 0,
+            lease: Instant::from_micros(u64::MAX),
+            origin: Origin::Known,
+        };
+        tlv::encode(location, Some(self), &Kept::default())
     }
 
     /// Reads a record of version 2; `None` when it is not one, or holds no ledger.

@@ -7,7 +7,7 @@ use crate::worker::{Request, TOKEN_EVERY, Worker, at_ms};
 use nimgate_core::limit::ledger::{GRACE, Ledger};
 use nimgate_core::units::{Instant, RequestId, WorkerId};
 
-/// Whose request is the best on the board of a ledger at a time, and when a token is there for it.
+/// Whose request is the best in a ledger at a time, and when a token is there for it.
 pub(super) type Due = Option<(WorkerId, Instant)>;
 
 /// A bucket as one would write it down first: how many microseconds it has saved up, less those that are owed, and until
@@ -72,7 +72,7 @@ impl Explorer<'_> {
         let due = self.due(state);
         let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
         for worker in self.workers_of(state) {
-            ensure(worker.is_told, || format!("{:?} never told the board who left", worker.id()))?;
+            ensure(worker.is_told, || format!("{:?} never published who left", worker.id()))?;
             let may_wait = ledger.is_none_or(|ledger| {
                 !has_slot(ledger) || !worker.waiting.iter().any(|waiting| is_open(ledger, waiting, now))
             });

@@ -49,7 +49,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                 }
             }
             if world.refuses() {
-                // A look that comes to nothing does not date anew what was dated before.
+                // A look that comes to nothing does not date again what was dated before.
                 let frame = &mut call.data_mut().frame;
                 frame.asked &= ledger.is_none_or(|l| frame.limits[l].at == 0);
                 return Ok(INTERNAL_FAILURE);
@@ -95,7 +95,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             }
             frame.lost_in_a_row = if done { 0 } else { frame.lost_in_a_row + 1 };
             if frame.lost_in_a_row > 16 {
-                world.state.borrow_mut().broken("I13", "a decision is made anew for the 17th time".to_owned());
+                world.state.borrow_mut().broken("I13", "a decision is made again for the 17th time".to_owned());
             }
             if let (true, true, Some(l)) = (done, decided, ledger) {
                 // The filter reads the clock after the ledger, so the last reading is the decision's time.

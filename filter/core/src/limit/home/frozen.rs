@@ -2,7 +2,7 @@
 
 use super::super::in_use::InUse;
 use super::super::ledger::{Form, Ledger, Rules};
-use super::super::record::v1::{Line, NEVER, Record, known_to_it};
+use super::super::record::v1::{LineV1, NEVER, Record, known_to_it};
 use super::LEASE;
 use crate::control::rate::Phase;
 use crate::priority::LANES;
@@ -35,7 +35,7 @@ pub(super) fn with_marker(mut record: Record, generation: u64, worker: WorkerId,
     head.0 = u32::from(is_closed);
     generated.1 = Instant::from_micros(generation);
     served.1 = Instant::from_micros(served_in(&record));
-    record.lines.push(Line { worker, passed_over: false, seen_at: NEVER, lanes });
+    record.lines.push(LineV1 { worker, passed_over: false, seen_at: NEVER, lanes });
     record.mark = generation;
     record.due = None;
     record
@@ -145,7 +145,7 @@ pub(super) fn thawed(mut ledger: Ledger, frozen: &Record, generation: u64, now: 
         live
     } else {
         // It was whole, and that module has gone on with it.
-        Record { lines: ledger.peers().lines().iter().filter_map(Line::of).collect(), ..frozen.clone() }
+        Record { lines: ledger.peers().lines().iter().filter_map(LineV1::of).collect(), ..frozen.clone() }
     };
     (live.newest, live.contender) = (u64::MAX, None);
     let theirs = frozen.lines.iter().filter(|line| line.seen_at != NEVER);

@@ -4,7 +4,7 @@
 //! to mean the same whatever becomes of the present rule. The present module is played by the same rule behind
 //! [`Home::decide`]. Any actor may run within any other's access to the store, and the clock moves there too.
 
-use super::super::record::v1::Line;
+use super::super::record::v1::LineV1;
 use super::*;
 use crate::limit::ledger::Due;
 use crate::limit::rules::{RetreatRules, Timeouts};
@@ -83,7 +83,7 @@ fn turn(record: &mut Record, worker: WorkerId, waiting: &VecDeque<Instant>, now:
     if let Some(first) = waiting.get(granted as usize) {
         let mut lanes = [(0, Instant::ZERO); LANES];
         lanes[2] = (waiting.len() as u32 - granted, *first);
-        record.lines.push(Line { worker, passed_over: false, seen_at: now, lanes });
+        record.lines.push(LineV1 { worker, passed_over: false, seen_at: now, lanes });
     }
     let due = best(record, None).map(|(_, whose)| whose);
     let changed = due != record.due.map(|due| due.worker);
@@ -393,10 +393,10 @@ fn a_new_process_lives_at_version_2_and_closes_version_1() {
     act(&world, new, true);
     assert_eq!(world.borrow().grants.len(), 1);
     let (one, two) = (record_one(&world), record_two(&world));
-    assert_eq!((two.place.state, marker(&one).map(|marker| marker.is_closed)), (State::Here, Some(true)));
-    assert_eq!(one.account.closed_until, two.place.lease);
-    assert!(two.place.lease > world.borrow().now);
-    assert_eq!((one.bucket.0, one.mark), (0, two.place.generation));
+    assert_eq!((two.location.state, marker(&one).map(|marker| marker.is_closed)), (MoveState::Here, Some(true)));
+    assert_eq!(one.account.closed_until, two.location.lease);
+    assert!(two.location.lease > world.borrow().now);
+    assert_eq!((one.bucket.0, one.mark), (0, two.location.generation));
 }
 
 #[test]
@@ -412,7 +412,7 @@ fn an_old_module_that_comes_wakes_a_worker_and_gets_the_ledger() {
     let one = record_one(&world);
     assert_eq!(marker(&one), None);
     assert_eq!(one.lines.iter().map(|line| line.worker).collect::<Vec<_>>(), [WorkerId(2)]);
-    assert_eq!(record_two(&world).place.state, State::Away);
+    assert_eq!(record_two(&world).location.state, MoveState::Away);
     assert!(world.borrow().woken.contains(&WorkerId(2)), "it is told");
     act(&world, old, false);
     assert_eq!(world.borrow().grants.len(), 2);
@@ -436,7 +436,7 @@ fn the_ledger_leaves_version_1_when_it_has_been_quiet() {
         act(&world, new, true);
     }
     assert!(marker(&record_one(&world)).is_some_and(|marker| marker.is_closed));
-    assert_eq!(record_two(&world).place.state, State::Here);
+    assert_eq!(record_two(&world).location.state, MoveState::Here);
     assert_eq!(record_two(&world).ledger.unwrap().served()[2].count, 6, "everything came along");
     // The old one comes again, and is served.
     act(&world, old, true);
@@ -634,8 +634,8 @@ fn no_schedule_grants_a_token_too_many_and_none_loses_a_request() {
         check(&world.borrow().grants, &rules, &what);
         grants += world.borrow().grants.len();
         let two = world.borrow_mut().store.load(&tlv::key("l")).unwrap();
-        match two.map(|(bytes, _)| tlv::decode(&bytes).unwrap().place.state) {
-            Some(State::Here) => here += 1,
+        match two.map(|(bytes, _)| tlv::decode(&bytes).unwrap().location.state) {
+            Some(MoveState::Here) => here += 1,
             _ => away += 1,
         }
     }

@@ -43,7 +43,7 @@ fn take_turn(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, arrival: 
     for (request, _) in &turn.granted {
         queue.remove(request.id);
     }
-    if let (Some(arrival), Place::Refused) = (arrival, turn.place) {
+    if let (Some(arrival), Admission::Refused) = (arrival, turn.admission) {
         queue.remove(arrival.id);
     }
     assert_ne!(turn.wake, Some(worker), "it is awake");
@@ -59,7 +59,7 @@ fn a_token_that_is_there_goes_at_once() {
         assert_eq!(arrive(&mut ledger, A, &mut queue, id, Priority::Low, at(0)).granted.len(), 1);
     }
     let third = arrive(&mut ledger, A, &mut queue, 3, Priority::Urgent, at(0));
-    assert_eq!((third.granted.len(), third.place, third.look_again_at), (0, Place::Queued, Some(at(1_000))));
+    assert_eq!((third.granted.len(), third.admission, third.look_again_at), (0, Admission::Queued, Some(at(1_000))));
 }
 
 #[test]
@@ -138,10 +138,10 @@ fn the_bound_counts_all_workers() {
     let mut ledger = Ledger::new(RULES, 0, at(0));
     let (mut a, mut b) = (Queue::default(), Queue::default());
     for id in 1..=2 {
-        assert_eq!(arrive(&mut ledger, A, &mut a, id, Priority::Low, at(0)).place, Place::Queued);
+        assert_eq!(arrive(&mut ledger, A, &mut a, id, Priority::Low, at(0)).admission, Admission::Queued);
     }
-    assert_eq!(arrive(&mut ledger, B, &mut b, 3, Priority::Urgent, at(0)).place, Place::Queued);
-    assert_eq!(arrive(&mut ledger, B, &mut b, 4, Priority::Urgent, at(0)).place, Place::Refused);
+    assert_eq!(arrive(&mut ledger, B, &mut b, 3, Priority::Urgent, at(0)).admission, Admission::Queued);
+    assert_eq!(arrive(&mut ledger, B, &mut b, 4, Priority::Urgent, at(0)).admission, Admission::Refused);
     assert_eq!(ledger.peers().totals().iter().sum::<u32>(), 3);
 }
 
@@ -149,19 +149,19 @@ fn the_bound_counts_all_workers() {
 fn outside_a_full_queue_there_is_as_much_room_again() {
     let mut ledger = Ledger::new(Rules { may_fall_back: true, ..RULES }, 0, at(0));
     let mut queue = Queue::default();
-    let mut places = Vec::new();
+    let mut admissions = Vec::new();
     for id in 1..=7 {
         let arrival = queue.push(request(id, Lane::Queued(Priority::High)), at(0));
         let turn = take_turn(&mut ledger, A, &mut queue, Some(arrival), at(0));
-        if let Place::Fallback(lane) = turn.place {
+        if let Admission::Fallback(lane) = turn.admission {
             queue.shift(RequestId(id), lane);
         }
-        places.push(turn.place);
+        admissions.push(turn.admission);
     }
-    let fallback = Place::Fallback(Lane::Fallback(Priority::High));
-    assert_eq!(places[..3], [Place::Queued; 3]);
-    assert_eq!(places[3..6], [fallback; 3]);
-    assert_eq!(places[6], Place::Refused);
+    let fallback = Admission::Fallback(Lane::Fallback(Priority::High));
+    assert_eq!(admissions[..3], [Admission::Queued; 3]);
+    assert_eq!(admissions[3..6], [fallback; 3]);
+    assert_eq!(admissions[6], Admission::Refused);
     // A queued request that comes later still goes before those outside.
     assert_eq!(take_turn(&mut ledger, A, &mut queue, None, at(1_000)).granted.len(), 1);
     arrive(&mut ledger, A, &mut queue, 9, Priority::Low, at(1_001));
@@ -310,11 +310,11 @@ fn a_smaller_bound_refuses_none_that_waits_and_all_that_come() {
     ledger.adopt(Rules { queue_max: 1, ..RULES }, at(0), &mut Vec::new());
     // It is served before all of them, so that the queue is too long does not matter to it.
     let urgent = arrive(&mut ledger, A, &mut queue, 4, Priority::Urgent, at(1_000));
-    assert_eq!((urgent.granted.len(), urgent.place), (1, Place::Queued));
+    assert_eq!((urgent.granted.len(), urgent.admission), (1, Admission::Queued));
     assert_eq!(ledger.peers().totals().iter().sum::<u32>(), 3);
     // One of them is served, which makes no room for this one.
     let low = arrive(&mut ledger, A, &mut queue, 5, Priority::Low, at(2_000));
-    assert_eq!((low.granted.len(), low.place), (1, Place::Refused));
+    assert_eq!((low.granted.len(), low.admission), (1, Admission::Refused));
     assert_eq!(ledger.peers().totals().iter().sum::<u32>(), 2);
 }
 
@@ -323,11 +323,12 @@ fn others_see_since_when_a_request_waits_outside_the_queue() {
     let mut ledger = Ledger::new(Rules { queue_max: 2, may_fall_back: true, ..RULES }, 0, at(0));
     let mut queue = Queue::default();
     let lane = Lane::Fallback(Priority::High);
-    for (id, place) in [(1, Place::Queued), (2, Place::Queued), (3, Place::Fallback(lane)), (4, Place::Fallback(lane))]
+    for (id, admission) in
+        [(1, Admission::Queued), (2, Admission::Queued), (3, Admission::Fallback(lane)), (4, Admission::Fallback(lane))]
     {
         let turn = arrive(&mut ledger, A, &mut queue, id, Priority::High, at(u64::from(id)));
-        assert_eq!(turn.place, place);
-        if place != Place::Queued {
+        assert_eq!(turn.admission, admission);
+        if admission != Admission::Queued {
             queue.shift(RequestId(id), lane);
             let load = &ledger.peers().lines()[0].load;
             assert_eq!(load.counts[lane.index()], id - 2);
@@ -341,12 +342,12 @@ fn others_see_since_when_a_request_waits_outside_the_queue() {
 fn a_lone_request_outside_the_queue_is_its_workers_head_of_line() {
     let mut ledger = Ledger::new(Rules { queue_max: 0, may_fall_back: true, ..RULES }, 0, at(0));
     let mut queue = Queue::default();
-    assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::High, at(0)).place, Place::Refused);
+    assert_eq!(arrive(&mut ledger, A, &mut queue, 1, Priority::High, at(0)).admission, Admission::Refused);
     let mut ledger = Ledger::new(Rules { queue_max: 1, may_fall_back: true, ..RULES }, 0, at(0));
     let mut other = Queue::default();
     arrive(&mut ledger, B, &mut other, 1, Priority::Low, at(0));
     let lane = Lane::Fallback(Priority::High);
-    assert_eq!(arrive(&mut ledger, A, &mut queue, 2, Priority::High, at(5)).place, Place::Fallback(lane));
+    assert_eq!(arrive(&mut ledger, A, &mut queue, 2, Priority::High, at(5)).admission, Admission::Fallback(lane));
     let head = Head { class: ModelKey::NONE, lane, arrived: at(5) };
     assert_eq!(ledger.peers().lines()[0].load.heads, [head]);
 }

@@ -83,9 +83,9 @@ pub enum Refusal {
 
 /// Where the ledger lives, as far as this record knows. See [`super::super::home`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Place {
+pub struct Location {
     /// The state of the move between the two keys.
-    pub state: State,
+    pub state: MoveState,
     /// How many times the ledger has moved here. It is also in the frozen record of version 1.
     pub generation: u64,
     /// Until when grants may be made from this record: so long is version 1's record surely closed.
@@ -108,7 +108,7 @@ pub enum Origin {
 
 /// The state of the move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum State {
+pub enum MoveState {
     /// The ledger lives under the key of version 1; this record holds none.
     #[default]
     Away = 0,
@@ -145,15 +145,15 @@ impl Kept {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Decoded {
     /// Where the ledger lives.
-    pub place: Place,
-    /// The ledger; `None` if it is [`State::Away`].
+    pub location: Location,
+    /// The ledger; `None` if it is [`MoveState::Away`].
     pub ledger: Option<Ledger>,
     /// The rest.
     pub kept: Kept,
 }
 
 /// The bytes of a record.
-pub fn encode(place: Place, ledger: Option<&Ledger>, kept: &Kept) -> Vec<u8> {
+pub fn encode(location: Location, ledger: Option<&Ledger>, kept: &Kept) -> Vec<u8> {
     let lines = ledger.map_or(0, |ledger| ledger.peers.lines().len());
     let mut out = Writer { bytes: Vec::with_capacity(lines.saturating_mul(48).saturating_add(1_024)), base: 0 };
     out.bytes.extend_from_slice(&MAGIC);
@@ -164,10 +164,10 @@ pub fn encode(place: Place, ledger: Option<&Ledger>, kept: &Kept) -> Vec<u8> {
     // The base comes first, since all that follows needs it.
     out.section(tag::HOME, |out| {
         out.number(out.base);
-        out.number(place.state as u64);
-        out.number(place.generation);
-        out.instant(place.lease);
-        out.number(place.origin as u64);
+        out.number(location.state as u64);
+        out.number(location.generation);
+        out.instant(location.lease);
+        out.number(location.origin as u64);
     });
     if let Some(ledger) = ledger {
         out.ledger(ledger, kept);
@@ -210,11 +210,11 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
     }
     from.base = home.number()?;
     home.base = from.base;
-    let place = Place {
+    let location = Location {
         state: match home.number()? {
-            0 => State::Away,
-            1 => State::Here,
-            2 => State::Leaving,
+            0 => MoveState::Away,
+            1 => MoveState::Here,
+            2 => MoveState::Leaving,
             _ => return None,
         },
         generation: home.number()?,
@@ -297,8 +297,8 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
     if kept.bytes() > KEPT_BYTES_MAX {
         return None;
     }
-    if place.state == State::Away {
-        return Some(Decoded { place, ledger: None, kept });
+    if location.state == MoveState::Away {
+        return Some(Decoded { location, ledger: None, kept });
     }
     let rules = rules?;
     if configured.is_none() {
@@ -318,7 +318,7 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
         shown,
         peers: Peers::from_lines(lines),
     };
-    Some(Decoded { place, ledger: Some(ledger), kept })
+    Some(Decoded { location, ledger: Some(ledger), kept })
 }
 
 /// A section that may stand in a record only once.

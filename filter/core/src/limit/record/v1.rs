@@ -1,7 +1,7 @@
 //! Version 1 of the record, to the byte as the module of commit fc05618 reads and writes it: little-endian, fixed fields,
 //! then one fixed-size line for each worker.
 //!
-//! This form can't grow: that module takes any other length for a damaged record and begins anew. So nothing here may
+//! This form can't grow: that module takes any other length for a damaged record and begins again from nothing. So nothing here may
 //! change; `filter/core/tests/golden/` holds records that its code wrote.
 //!
 //! Two places are free, because that module reads what stands there only if a flag before it says so, and writes zero
@@ -61,7 +61,7 @@ pub struct Record {
     /// Whose request is the best.
     pub due: Option<Due>,
     /// What waits at the workers.
-    pub lines: Vec<Line>,
+    pub lines: Vec<LineV1>,
     /// A word to the next reader that no module of version 1 keeps when it writes; zero is none. It is lost if there
     /// are both a contender and a turn that is due.
     pub mark: u64,
@@ -69,7 +69,7 @@ pub struct Record {
 
 /// What waits at one worker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Line {
+pub struct LineV1 {
     /// Whose line it is.
     pub worker: WorkerId,
     /// Whether the worker let a token pass that was due to it, and has not written since.
@@ -121,13 +121,13 @@ impl From<&Ledger> for Record {
             models: ledger.pace.models.clone(),
             served: ledger.served,
             due: ledger.due,
-            lines: ledger.peers.lines().iter().filter_map(Line::of).collect(),
+            lines: ledger.peers.lines().iter().filter_map(LineV1::of).collect(),
             mark: 0,
         }
     }
 }
 
-impl Line {
+impl LineV1 {
     /// `None` if nobody waits there.
     pub fn of(line: &peers::Line) -> Option<Self> {
         let peers::Line { worker, seen_at, passed_over, ref load } = *line;
@@ -142,8 +142,8 @@ impl Line {
     }
 }
 
-impl From<Line> for peers::Line {
-    fn from(line: Line) -> Self {
+impl From<LineV1> for peers::Line {
+    fn from(line: LineV1) -> Self {
         let lanes = Lane::ALL.into_iter().zip(line.lanes);
         let may_go = lanes.filter(|(_, (count, since))| *count > 0 && *since != NEVER);
         Self {
@@ -259,7 +259,7 @@ impl Record {
         }
         let mut lines = Vec::with_capacity(count);
         while !from.0.is_empty() {
-            lines.push(Line {
+            lines.push(LineV1 {
                 worker: WorkerId(from.u32()?),
                 passed_over: from.flag()?,
                 seen_at: from.instant()?,
