@@ -6,23 +6,17 @@
 #![cfg(not(target_arch = "wasm32"))]
 
 use models::Models;
-use nimgate_classify::model::{DEPTH_MAX, MODEL_BYTES_MAX, Scanner, Unreadable};
+use nimgate_classify::model::{DEPTH_MAX, MODEL_BYTES_MAX, Unreadable};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use scan::scan;
 use serde_json::Value;
 
 #[path = "support/models.rs"]
 mod models;
-
-fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Result<u32, Unreadable>) {
-    let mut scanner = Scanner::new();
-    let mut models = Vec::new();
-    for piece in pieces {
-        scanner.feed(piece, &mut |model| models.push(model.to_owned()));
-    }
-    (models, scanner.finish().map(|found| found.models))
-}
+#[path = "support/scan.rs"]
+mod scan;
 
 /// Compares the scanner with serde_json, and with itself on pieces. Answers whether serde_json read the document.
 fn check(body: &[u8], cuts: &[Index]) -> Result<bool, TestCaseError> {

@@ -1,5 +1,6 @@
 //! An answer of the console, with the headers that every answer carries.
 
+use nimgate_core::outcome::ErrorBody;
 use serde::Serialize;
 use std::borrow::Cow;
 
@@ -23,21 +24,9 @@ impl Reply {
         Self::new(status, "application/json", json(value))
     }
 
-    /// A refusal, in the shape in which nimgate refuses everywhere. `param` names the field that is wrong.
+    /// A refusal. `param` names the field that is wrong.
     pub fn refusal(status: u16, kind: &str, code: &str, param: Option<&str>, message: &str) -> Self {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: Error<'a>,
-        }
-        #[derive(Serialize)]
-        struct Error<'a> {
-            message: &'a str,
-            #[serde(rename = "type")]
-            kind: &'a str,
-            param: Option<&'a str>,
-            code: &'a str,
-        }
-        Self::json(status, &Body { error: Error { message, kind, param, code } })
+        Self::json(status, &ErrorBody::new(kind, code, param, message))
     }
 
     /// The same answer with one more header.

@@ -111,22 +111,31 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The JSON body, in the shape that OpenAI's clients parse.
+    /// The JSON body.
     pub fn body(self, message: &str) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: Error<'a>,
-        }
-        #[derive(Serialize)]
-        struct Error<'a> {
-            message: &'a str,
-            #[serde(rename = "type")]
-            kind: &'a str,
-            param: Option<&'a str>,
-            code: &'a str,
-        }
-        serde_json::to_vec(&Body { error: Error { message, kind: self.kind, param: None, code: self.code } })
-            .unwrap_or_default()
+        serde_json::to_vec(&ErrorBody::new(self.kind, self.code, None, message)).unwrap_or_default()
+    }
+}
+
+/// The body of every refusal, in the shape that OpenAI's clients parse.
+#[derive(Serialize, Debug)]
+pub struct ErrorBody<'a> {
+    error: Error<'a>,
+}
+
+#[derive(Serialize, Debug)]
+struct Error<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+impl<'a> ErrorBody<'a> {
+    /// `kind` is the error's `type`; `param` names the field that is wrong.
+    pub fn new(kind: &'a str, code: &'a str, param: Option<&'a str>, message: &'a str) -> Self {
+        Self { error: Error { message, kind, param, code } }
     }
 }
 

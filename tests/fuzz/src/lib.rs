@@ -1,7 +1,7 @@
 //! What must hold for any bytes. Each function is a fuzz target; the corpus of each is replayed by an ordinary test.
 
 use models::Models;
-use nimgate_classify::model::{DEPTH_MAX, MODEL_BYTES_MAX, Scanner, Unreadable};
+use nimgate_classify::model::{DEPTH_MAX, MODEL_BYTES_MAX};
 use nimgate_config::Config;
 use nimgate_config::change::Change;
 use nimgate_core::control::answer::{Answer, Signal};
@@ -12,10 +12,13 @@ use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
 use nimgate_core::request::Request;
 use nimgate_core::units::{Instant, Micros, RequestId, WorkerId};
+use scan::scan;
 use serde_json::Value;
 
 #[path = "../../../filter/classify/tests/support/models.rs"]
 mod models;
+#[path = "../../../filter/classify/tests/support/scan.rs"]
+mod scan;
 
 /// A target: its name and what it checks.
 pub type Target = (&'static str, fn(&[u8]));
@@ -28,15 +31,6 @@ pub const TARGETS: [Target; 5] = [
     ("retry_after", retry_after),
     ("ledger", ledger),
 ];
-
-fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Result<u32, Unreadable>) {
-    let mut scanner = Scanner::new();
-    let mut models = Vec::new();
-    for piece in pieces {
-        scanner.feed(piece, &mut |model| models.push(model.to_owned()));
-    }
-    (models, scanner.finish().map(|found| found.models))
-}
 
 /// Whatever serde_json reads as an object, the scanner reads alike: no metered model is missed.
 pub fn scanner(body: &[u8]) {

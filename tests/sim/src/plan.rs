@@ -210,6 +210,24 @@ pub const SECOND: u64 = 1_000_000;
 pub const TOKEN: i64 = 60_000_000;
 
 impl Plan {
+    /// One limit, and no fault: nothing comes or goes but what a test sends.
+    pub fn still(workers: usize, settings: Settings) -> Self {
+        Self {
+            seed: 1,
+            workers,
+            requests: 0,
+            limits: vec![settings],
+            gap: SECOND,
+            leave: 0,
+            passing: 0,
+            bodies: 0,
+            races: 0,
+            retry_after: None,
+            world: Features { models: vec![ModelKind::Plain], ..Features::default() },
+            faults: Faults::default(),
+        }
+    }
+
     /// The run of a seed with so many requests; `workers` if given fixes what else is drawn.
     pub fn new(seed: u64, requests: u64, workers: Option<usize>) -> Self {
         let mut rng = Rng::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D));

@@ -3,7 +3,7 @@
 //! with. Needs the built module; see `NIMGATE_WASM`.
 
 use nimgate_sim::module_path;
-use nimgate_sim::plan::{Faults, Features, ModelKind, Plan, SECOND, Settings};
+use nimgate_sim::plan::{Plan, SECOND, Settings};
 use nimgate_sim::run::process;
 use nimgate_sim::state::{Kind, Phase, Request};
 use nimgate_sim::vm::Machine;
@@ -28,20 +28,7 @@ fn warm() -> Rc<World> {
         others: 20 * SECOND,
         ..Settings::default()
     };
-    let plan = Plan {
-        seed: 1,
-        workers: 1,
-        requests: 0,
-        limits: vec![settings],
-        gap: SECOND,
-        leave: 0,
-        passing: 0,
-        bodies: 0,
-        races: 0,
-        retry_after: None,
-        world: Features { models: vec![ModelKind::Plain], ..Features::default() },
-        faults: Faults::default(),
-    };
+    let plan = Plan::still(1, settings);
     let wasm = std::fs::read(module_path()).unwrap();
     let world = process(&Arc::new(Machine::counting(&wasm).unwrap()), plan, None, false);
     for (kind, body) in [(Kind::Passing, OTHERS), (Kind::Model, OURS)] {

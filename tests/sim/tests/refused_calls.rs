@@ -3,7 +3,7 @@
 
 use nimgate_sim::host::{Host, linker};
 use nimgate_sim::module_path;
-use nimgate_sim::plan::{Faults, Features, ModelKind, Plan, SECOND, Settings};
+use nimgate_sim::plan::{Plan, SECOND, Settings};
 use nimgate_sim::run::process;
 use nimgate_sim::state::{Kind, Phase, Request};
 use nimgate_sim::vm::Machine;
@@ -65,20 +65,7 @@ fn workers(workers: usize) -> Rc<World> {
         others: 50 * SECOND,
         ..Settings::default()
     };
-    let plan = Plan {
-        seed: 1,
-        workers,
-        requests: 0,
-        limits: vec![settings],
-        gap: SECOND,
-        leave: 0,
-        passing: 0,
-        bodies: 0,
-        races: 0,
-        retry_after: None,
-        world: Features { models: vec![ModelKind::Plain], ..Features::default() },
-        faults: Faults::default(),
-    };
+    let plan = Plan::still(workers, settings);
     let wasm = std::fs::read(module_path()).unwrap();
     process(&Arc::new(Machine::with(&wasm, refusing).unwrap()), plan, None, false)
 }

@@ -39,7 +39,7 @@ pub const VERSION: u8 = 2;
 pub const CRITICAL: u8 = 0x80;
 
 /// The most bytes of unknown content that are kept; a record with more is refused.
-pub const KEPT_BYTES_MAX: usize = 16 * 1024;
+const KEPT_BYTES_MAX: usize = 16 * 1024;
 
 /// The key under which the ledger of a limit lies in this form.
 pub fn key(limit: &str) -> String {
