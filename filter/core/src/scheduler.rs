@@ -315,7 +315,7 @@ struct Decided {
     /// The time of the decision.
     now: Instant,
     /// The worker that holds the best request, if the rate has changed: it sleeps until the time at which the old rate
-    /// would have brought a token. And those that hold requests of a model that may go earlier than it might before.
+    /// would have brought a token. And those that hold requests of a model that may go at another time than before.
     wakes: Vec<WorkerId>,
 }
 
@@ -483,13 +483,15 @@ impl Limit {
             let before = ledger.peers().totals();
             let pace = ledger.pace();
             let openings = ledger.models().openings();
-            if fresh && active != configured {
+            // A ledger that was lost begins with the configured rules; what overrode them is put back, unless others have
+            // set rules since.
+            if fresh && ledger.epoch() == 1 && active != configured {
                 ledger.override_rules(active, now, &mut events);
             }
             ledger.advance(now, &mut events);
             let changed = decide(&mut ledger, fresh, now, &mut events);
             let snapshot = ledger.snapshot(now);
-            let mut wakes = ledger.holders_of_earlier(&openings);
+            let mut wakes = ledger.holders_to_tell(&openings, now);
             // What others are woken for must be there when they look, or they would wake each other for ever.
             let write = changed || fresh || !events.is_empty() || !wakes.is_empty();
             if unreadable {

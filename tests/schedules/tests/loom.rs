@@ -22,6 +22,16 @@ impl Lock for LoomLock {
 
 const CAPACITY: u32 = 1;
 
+/// Loom's threads have 32 KiB of stack unless told otherwise. A decision takes 30 of them: the ledger is some kilobytes
+/// large and lies in several frames at once (12 KiB in `Home::decide`, 5 in `Limit::transact`, 6 where the record is
+/// read), and loom's own lock takes 9 more. Loom passes the number on to `generator`, which counts words.
+const STACK_WORDS: usize = 512 * 1024 / size_of::<usize>();
+
+/// Starts a thread whose stack is large enough for a decision.
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> loom::thread::JoinHandle<T> {
+    loom::thread::Builder::new().stack_size(STACK_WORDS).spawn(work).expect("loom starts all threads")
+}
+
 /// What one worker does: a request comes; after a step of the clock, longer than what an old time is forgiven for,
 /// another; a little later a third. With every other worker the second is urgent, and instead of a third its client
 /// leaves, if it still waits.
@@ -53,19 +63,25 @@ fn every_schedule(workers: u32, tries: u32, preemptions: Option<usize>, bug: Bug
     model.preemption_bound = preemptions;
     model.check(move || {
         counted.fetch_add(1, Ordering::Relaxed);
-        let lock = Arc::new(LoomLock(Mutex::new(Values::default())));
-        let threads: Vec<_> = (2..=workers)
-            .map(|number| {
-                let lock = Arc::clone(&lock);
-                loom::thread::spawn(move || work(number, tries, &lock, bug))
-            })
-            .collect();
-        let mut done = vec![work(1, tries, &lock, bug)];
-        done.extend(threads.into_iter().map(|thread| thread.join().expect("no worker has panicked")));
-        let (mut workers, wakes): (Vec<_>, Vec<_>) = done.into_iter().unzip();
-        come_to_rest(&mut workers, wakes.concat(), &*lock, CAPACITY, bug);
+        // The thread in which loom calls this has a small stack, and does nothing but wait.
+        spawn(move || one_schedule(workers, tries, bug)).join().expect("no worker has panicked");
     });
     schedules.load(Ordering::Relaxed)
+}
+
+/// Runs all workers side by side, and then what comes when all have done what they had to.
+fn one_schedule(workers: u32, tries: u32, bug: Bug) {
+    let lock = Arc::new(LoomLock(Mutex::new(Values::default())));
+    let threads: Vec<_> = (2..=workers)
+        .map(|number| {
+            let lock = Arc::clone(&lock);
+            spawn(move || work(number, tries, &lock, bug))
+        })
+        .collect();
+    let mut done = vec![work(1, tries, &lock, bug)];
+    done.extend(threads.into_iter().map(|thread| thread.join().expect("no worker has panicked")));
+    let (mut workers, wakes): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+    come_to_rest(&mut workers, wakes.concat(), &*lock, CAPACITY, bug);
 }
 
 #[test]

@@ -487,14 +487,18 @@ impl Ledger {
         (self.flow(), self.retreat().closed_until())
     }
 
-    /// The workers with requests of a model that may go earlier now than by the `openings` of before: they sleep until
-    /// then.
-    pub fn holders_of_earlier(&self, openings: &[(ModelKey, Instant)]) -> Vec<WorkerId> {
-        let earlier = |class: ModelKey| {
-            openings.iter().any(|(model, before)| *model == class && self.models().open_at(class) < *before)
+    /// The workers that must learn that requests of a model may go at another time than by the `openings` of before: earlier,
+    /// since they sleep until then; or later while they wait for a slot, since a slot that comes free wakes only who may
+    /// take it, and nobody else would tell them when that is.
+    pub fn holders_to_tell(&self, openings: &[(ModelKey, Instant)], now: Instant) -> Vec<WorkerId> {
+        let may_wait_for_slots = self.cap().is_some();
+        let differs = |class: ModelKey| {
+            let before = openings.iter().find(|(model, _)| *model == class).map_or(Instant::ZERO, |(_, at)| *at);
+            let after = self.models().open_at(class);
+            after < before || (may_wait_for_slots && before <= now && now < after)
         };
         let lines = self.peers.lines().iter();
-        lines.filter(|line| line.load.heads.iter().any(|head| earlier(head.class))).map(|line| line.worker).collect()
+        lines.filter(|line| line.load.heads.iter().any(|head| differs(head.class))).map(|line| line.worker).collect()
     }
 
     /// The worker whose request is the best.

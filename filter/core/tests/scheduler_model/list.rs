@@ -199,8 +199,9 @@ impl List {
         let there = self.level + owed * token;
         let total = owed + i128::from(n);
         let paid = total.min(there / token);
-        // What stays owed beyond a bucketful is forgotten.
-        self.level = there - (paid + (total - paid).min(i128::from(self.rules.capacity))) * token;
+        // What stays owed beyond a bucketful is forgotten, unless a smaller bucket has come since it was owed.
+        let most = owed.max(i128::from(self.rules.capacity));
+        self.level = there - (paid + (total - paid).min(most)) * token;
     }
 
     /// The rules of a configuration, which are new only if they differ from those of the one before.
