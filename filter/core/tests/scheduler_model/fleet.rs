@@ -32,6 +32,8 @@ pub struct Limit {
     openings: Option<(Version, BTreeMap<ModelKey, Instant>)>,
     /// The ledger as it was last read, since that costs more than all else.
     read: Option<(Instant, Version, Rc<Ledger>)>,
+    /// Whether models are slowed by what was read then, before time went on.
+    slows: bool,
 }
 
 /// A request that waits.
@@ -114,7 +116,16 @@ impl Fleet {
             }
             let list = List::new(*rules, START);
             let (gauges, shadowed, granted) = Default::default();
-            fleet.limits.push(Limit { name, list, gauges, shadowed, granted, openings: None, read: None });
+            fleet.limits.push(Limit {
+                name,
+                list,
+                gauges,
+                shadowed,
+                granted,
+                openings: None,
+                read: None,
+                slows: false,
+            });
         }
         fleet
     }
@@ -152,6 +163,7 @@ impl Fleet {
             return Rc::clone(ledger);
         }
         let mut ledger = Ledger::decode(&bytes).expect("a record that can be read");
+        self.limits[limit].slows = !ledger.models().slowed().is_empty();
         ledger.advance(self.now, &mut Vec::new());
         let ledger = Rc::new(ledger);
         self.limits[limit].read = Some((self.now, version, Rc::clone(&ledger)));
@@ -368,8 +380,9 @@ impl Fleet {
         for limit in 0..self.limits.len() {
             let rules = self.limits[limit].list.rules;
             let ledger = self.ledger(limit);
-            let others =
-                rules.window.get() > 0 || rules.max_in_flight.is_some() || !ledger.models().slowed().is_empty();
+            // A model that time alone has brought back to full speed is so for all with the next look; until then its
+            // requests wait for the opening that they know of.
+            let others = rules.window.get() > 0 || rules.max_in_flight.is_some() || self.limits[limit].slows;
             if others || rules.shadow || !ledger.bucket().is_ready() {
                 continue;
             }
