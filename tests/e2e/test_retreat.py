@@ -151,6 +151,9 @@ def test_503_with_retry_after_is_throttling_only_if_configured(gate: Gate):
 def test_model_that_is_refused_alone_is_slowed_alone(gate: Gate, status: str):
     """NVIDIA's 503 means that one model's workers are full; some models' limits are far lower."""
     weak, other = gate.model("models"), gate.model("models")
+    # Only beside others that are served can a refusal tell anything of the model.
+    for _ in range(6):
+        assert gate.client.chat(other).status == 200
     for _ in range(4):
         refused = gate.client.chat(weak, headers={"x-fake-status": status})
         assert refused.status == int(status)

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod attempts;
+pub mod books;
 pub mod pace;
 pub mod rate;
 pub mod retry_after;

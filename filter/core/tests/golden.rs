@@ -3,12 +3,13 @@
 //! The files `v1-*` were written by the code of commit fc05618, which no change here may contradict. The files `v2-*`
 //! hold the same ledgers in the form of version 2; `NIMGATE_GOLDEN=write cargo test -p nimgate-core --test golden` writes
 //! them. Whoever changes that form so that an old file no longer reads, or is written otherwise, needs a new version, or
-//! a new tag and new files beside the old ones.
+//! a new tag and new files beside the old ones. So `v2-books` stands beside them, for the tag of the books of models.
 
 #![cfg(not(target_family = "wasm"))]
 
+use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::rate::Phase;
-use nimgate_core::control::scope::ModelKey;
+use nimgate_core::control::scope::{ModelKey, ModelName};
 use nimgate_core::limit::ledger::Ledger;
 use nimgate_core::limit::record::tlv::{self, Decoded, Kept, Location, MoveState, Origin, Refusal};
 use nimgate_core::limit::record::v1;
@@ -132,9 +133,41 @@ fn version_2_is_written_and_read_as_it_was() {
     }
 }
 
+/// The ledger of `new` after answers for three models.
+fn ledger_with_books() -> Ledger {
+    let mut ledger = ledger("new");
+    for (number, (name, signal)) in
+        [("a", Signal::Served), ("b", Signal::Served), ("c", Signal::Throttled), ("a", Signal::Served)]
+            .iter()
+            .enumerate()
+    {
+        let now = Instant::from_micros(1_000_000_000 + 1_000_000 * number as u64);
+        let model = (ModelKey::of(name), ModelName::new(name));
+        ledger.advance(now, &mut Vec::new());
+        ledger.answer(Answer { granted_at: now, signal: *signal, retry_after: None, model }, now, &mut Vec::new());
+    }
+    ledger
+}
+
+#[test]
+fn books_of_models_are_written_and_read_as_they_were() {
+    let ledger = ledger_with_books();
+    let bytes = tlv::encode(location(), Some(&ledger), &Kept::default());
+    if std::env::var_os("NIMGATE_GOLDEN").is_some() {
+        std::fs::write(path(2, "books"), &bytes).unwrap();
+    }
+    assert!(sections(&bytes).iter().any(|section| section[0] == 16), "there are no books in it");
+    assert!(bytes == golden(2, "books"), "it is written otherwise");
+    let read = tlv::decode(&golden(2, "books")).unwrap();
+    assert!(
+        read == Decoded { location: location(), ledger: Some(ledger), kept: Kept::default() },
+        "it reads otherwise"
+    );
+}
+
 #[test]
 fn damaged_records_are_refused_or_read_but_never_panic() {
-    for name in ["busy", "slowed"] {
+    for name in ["busy", "slowed", "books"] {
         let bytes = golden(2, name);
         for at in 0..bytes.len() {
             assert!(tlv::decode(&bytes[..at]) == Err(Refusal::Damaged), "cut at {at}");

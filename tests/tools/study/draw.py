@@ -120,7 +120,7 @@ def draw_trade(trade: list[dict]) -> None:
 def write_tables(study: dict) -> None:
     text = DOCUMENT.read_text()
     lines = study["lines"]
-    for demand in DEMANDS:
+    for demand in [*DEMANDS, "twice"]:
         text = between(text, demand, table(lines, demand))
     text = between(text, "trade", trade_table(study["trade"]))
     text = between(text, "waits", waits_table(lines))

@@ -1,8 +1,9 @@
 //! The rate controller of a limit: the retreat of the account, and that of each model with a lower limit of its own.
 
 use super::answer::{Answer, Signal};
+use super::books::Books;
 use super::rate::{Feedback, Retreat, RetreatRules, Transition};
-use super::scope::{ModelKey, Models};
+use super::scope::{Cause, ModelKey, Models};
 use crate::units::Instant;
 
 /// The rate controller of one limit, shared by all workers.
@@ -15,7 +16,7 @@ pub struct Pace {
 impl Pace {
     /// The start: full speed for all.
     pub fn new(rules: RetreatRules) -> Self {
-        Self { account: Retreat::new(rules), models: Models::default() }
+        Self { account: Retreat::new(rules), models: Models { books: Some(Books::default()), ..Models::default() } }
     }
 
     /// Lets time pass, and takes up changed rules. What changes its state is added to `changes`.
@@ -46,7 +47,7 @@ impl Pace {
         };
         match answer.signal {
             Signal::Served => {
-                self.models.served(answer.granted_at, key);
+                self.models.served(rules, now, answer.granted_at, key);
                 changes.extend(self.models.eased(rules, now, key, feedback(false)));
                 changes.extend(self.account.step(rules, now, feedback(false)));
             }
@@ -54,13 +55,19 @@ impl Pace {
                 self.account.note(feedback(false));
                 self.models.slow(rules, now, answer.model, feedback(true), true, changes);
             }
-            Signal::Throttled => match self.models.refused(rules, now, key, &self.account, changes) {
-                Some(since) => {
+            Signal::Throttled => match self.models.refused(rules, now, key, feedback(true), &self.account, changes) {
+                cause @ (Cause::Model(_) | Cause::ModelAmongOthers) => {
                     self.account.note(feedback(true));
-                    changes.extend(self.account.acquit(rules, since));
+                    if let Cause::Model(since) = cause {
+                        changes.extend(self.account.acquit(rules, since));
+                    }
                     self.models.slow(rules, now, answer.model, feedback(true), false, changes);
                 }
-                None => changes.extend(self.account.step(rules, now, feedback(true))),
+                Cause::Unclear => {
+                    self.account.note(feedback(true));
+                    self.account.keep_pause(rules, now, answer.retry_after);
+                }
+                Cause::Account => changes.extend(self.account.step(rules, now, feedback(true))),
             },
         }
     }

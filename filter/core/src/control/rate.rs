@@ -230,6 +230,17 @@ impl Retreat {
         self.phase != Phase::Normal && self.rate >= self.curve.ceiling.scaled(9, 10)
     }
 
+    /// Whether a ceiling that was found at the same place twice is near, so that a refusal is no surprise.
+    pub(crate) fn expects_refusals(&self) -> bool {
+        self.confirmed > 0 && self.is_near_ceiling()
+    }
+
+    /// Requests granted since `since`, a moment ago or earlier, that are not known to be refused. The one that was granted at
+    /// `refused` is known to be.
+    pub(crate) fn let_in_since(&self, since: Instant, refused: Instant) -> u32 {
+        self.meter.let_in_since(since, refused)
+    }
+
     /// Whether a ceiling was known before `since`, so that refusals after that are no surprise.
     pub(crate) fn knew_a_ceiling(&self, rules: RetreatRules, since: Instant, now: Instant) -> bool {
         let estimate = self.estimate(rules, now).filter(|_| self.known_from < since);

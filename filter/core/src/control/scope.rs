@@ -5,6 +5,7 @@
 //! account's if others are refused too. What this takes is remembered of the few models that were asked for last; all
 //! sizes are bounded, whatever names clients think of.
 
+use super::books::{Books, Finding};
 use super::rate::{Feedback, Phase, Reason, Retreat, RetreatRules, Transition};
 use crate::units::{Instant, Micros, MilliRpm};
 
@@ -100,6 +101,11 @@ impl Slowed {
         self.next_at.max(self.retreat.closed_until())
     }
 
+    /// Whether it was slowed in the last window because the upstream asked for a pause that is not over yet.
+    fn is_paused(&self, rules: RetreatRules, now: Instant) -> bool {
+        !self.worker_full && self.retreat.closed_until() > now && self.retreat.cut_at().after(rules.window) >= now
+    }
+
     /// What there is to report when it goes as fast as the others again for a reason of others.
     fn released(&self, rules: RetreatRules, reason: Reason) -> Transition {
         let from = self.retreat.phase();
@@ -112,6 +118,21 @@ impl Slowed {
 pub struct Models {
     pub(crate) seen: Vec<Seen>,
     pub(crate) slowed: Vec<Slowed>,
+    /// The books; `None` in a record of version 1, which has no room for them. There streaks must do.
+    pub(crate) books: Option<Books>,
+}
+
+/// Whose a refusal is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    /// The model's, and since when it was being refused. Cuts of the account since then are taken back.
+    Model(Instant),
+    /// The model's, but others are refused as well, so that the account keeps its pace.
+    ModelAmongOthers,
+    /// Unclear: it is counted, and a short pause is kept by all; nothing more.
+    Unclear,
+    /// The account's.
+    Account,
 }
 
 impl Models {
@@ -158,18 +179,103 @@ impl Models {
     }
 
     /// A request of a model that was granted at `granted_at` was served.
-    pub fn served(&mut self, granted_at: Instant, key: ModelKey) {
+    pub fn served(&mut self, rules: RetreatRules, now: Instant, granted_at: Instant, key: ModelKey) {
+        if key != ModelKey::NONE
+            && !self.is_slowed(key)
+            && let Some(books) = &mut self.books
+        {
+            books.count(rules.window, now, key, false);
+        }
         if let Some(seen) = self.seen_mut(key) {
             seen.served_at = seen.served_at.max(granted_at);
         }
     }
 
-    /// A request of a model was refused with 429. If that is the model's own limit, answers since when it was being
+    fn is_slowed(&self, key: ModelKey) -> bool {
+        self.slowed.iter().any(|slowed| slowed.key == key)
+    }
+
+    /// A request of a model was refused with 429: whose limit is that?
+    pub(crate) fn refused(
+        &mut self,
+        rules: RetreatRules,
+        now: Instant,
+        key: ModelKey,
+        answer: Feedback,
+        account: &Retreat,
+        changes: &mut Vec<Transition>,
+    ) -> Cause {
+        if key == ModelKey::NONE {
+            return Cause::Account;
+        }
+        let slowed = self.is_slowed(key);
+        let streak = self.streak(rules, now, key, account, changes);
+        let Some(books) = &mut self.books else { return streak.map_or(Cause::Account, Cause::Model) };
+        if slowed {
+            return Cause::ModelAmongOthers;
+        }
+        books.count(rules.window, now, key, true);
+        let cause = match books.finding(key, account.expects_refusals()) {
+            Finding::Own { others_clean: true } => {
+                // The streak began when this model was first refused, or another was in between: so long it may be.
+                let blamed = rules.window.times(BLAMED_WINDOWS).get();
+                Cause::Model(Instant::from_micros(now.as_micros().saturating_sub(blamed)))
+            }
+            Finding::Own { others_clean: false } => Cause::ModelAmongOthers,
+            Finding::Uneven if rules.is_long(answer.retry_after) => Cause::ModelAmongOthers,
+            Finding::Uneven => Cause::Unclear,
+            Finding::Account if self.pauses_alone(rules, now, key, answer, account) => Cause::ModelAmongOthers,
+            Finding::Account => {
+                if answer.retry_after.is_some() {
+                    self.release_paused(rules, now, changes);
+                }
+                Cause::Account
+            }
+        };
+        if matches!(cause, Cause::Model(_) | Cause::ModelAmongOthers)
+            && let Some(books) = &mut self.books
+        {
+            books.close(key);
+        }
+        cause
+    }
+
+    /// Whether a pause that the upstream asks for is this model's alone as far as is known. A long one is, if others are
+    /// let in or on their way, until it has been asked for [`PAUSED_LEAST`] models, or all, and nothing was let in between. A
+    /// short one is cheap for all, and at a known ceiling it is no surprise.
+    fn pauses_alone(
+        &self,
+        rules: RetreatRules,
+        now: Instant,
+        key: ModelKey,
+        answer: Feedback,
+        account: &Retreat,
+    ) -> bool {
+        if self.books.is_none() || !rules.is_long(answer.retry_after) || account.expects_refusals() {
+            return false;
+        }
+        let others = self.seen.iter().filter(|seen| seen.key != key && seen.let_in() > 0).count();
+        let paused = || self.slowed.iter().filter(|slowed| slowed.is_paused(rules, now));
+        let Some(first) = paused().map(|slowed| slowed.retreat.cut_at()).min() else { return others > 0 };
+        let asked = paused().count().saturating_add(1);
+        (asked < PAUSED_LEAST && others > 0) || account.let_in_since(first, answer.granted_at) > 0
+    }
+
+    /// Pauses that models were held to turn out to be the account's.
+    fn release_paused(&mut self, rules: RetreatRules, now: Instant, changes: &mut Vec<Transition>) {
+        self.slowed.retain(|slowed| {
+            let paused = slowed.is_paused(rules, now);
+            changes.extend(paused.then(|| slowed.released(rules, Reason::OthersRefusedToo)));
+            !paused
+        });
+    }
+
+    /// If a refusal with 429 is the model's own, by the row of them, answers since when it was being
     /// refused; if not, it is the account's.
     ///
     /// It is the model's if it was refused before, and since then requests for other models were sent and served and
     /// none refused. Where a ceiling of the account is known that may be chance, so it takes more of them.
-    pub fn refused(
+    fn streak(
         &mut self,
         rules: RetreatRules,
         now: Instant,
@@ -177,9 +283,6 @@ impl Models {
         account: &Retreat,
         changes: &mut Vec<Transition>,
     ) -> Option<Instant> {
-        if key == ModelKey::NONE {
-            return None;
-        }
         let half = half_at(rules.window, now);
         for other in self.seen.iter_mut().filter(|seen| seen.key != key) {
             other.streak = 0;
@@ -200,6 +303,9 @@ impl Models {
         let own = slowed || (others_served && streak >= needed);
         if own {
             return Some(since);
+        }
+        if self.books.is_some() {
+            return None;
         }
         // Models slowed a moment ago were probably not the cause.
         self.slowed.retain(|slowed| {
@@ -239,9 +345,11 @@ impl Models {
         let half = half_at(rules.window, now);
         let let_in = self.seen_mut(key).map_or(0, |seen| {
             seen.pass(half);
-            seen.now.saturating_add(seen.before)
+            seen.let_in()
         });
-        let (retreat, transition) = Retreat::begin(rules, now, rate_of(let_in, rules.window), answer, worker_full);
+        let least = if worker_full || self.books.is_none() { LEAST_IN_WINDOW } else { 1 };
+        let let_in = (rate_of(let_in, rules.window), least);
+        let (retreat, transition) = Retreat::begin(rules, now, let_in, answer, worker_full);
         self.slowed.push(Slowed { key, name, retreat, next_at: now, worker_full });
         changes.push(Transition { model: Some(name), ..transition });
     }
@@ -294,6 +402,11 @@ impl Models {
 }
 
 impl Seen {
+    /// Requests let in, or not known to be refused, in the half window that was counted last and the one before.
+    fn let_in(&self) -> u32 {
+        self.now.saturating_add(self.before)
+    }
+
     /// Moves the counts on to the half window `half`.
     fn pass(&mut self, half: u64) {
         match half.saturating_sub(self.half) {
@@ -329,11 +442,20 @@ pub(crate) const SLOWED_MAX: usize = 8;
 /// Bytes of a name that are kept.
 pub(crate) const NAME_BYTES: usize = 48;
 
+/// Without books a model is slowed to no fewer requests in a window at first, and so is one whose workers are full.
+const LEAST_IN_WINDOW: u32 = 4;
+
 /// Refusals of one model in a row, with none of another between, that mean the model and not the account.
 const STREAK: u32 = 2;
 
 /// The same where a ceiling of the account is known, near which some model is refused now and then.
 const STREAK_AT_CEILING: u32 = 4;
+
+/// A long pause that so many models were asked for in a row is the account's.
+const PAUSED_LEAST: usize = 3;
+
+/// A limit that models turn out to have may have cut the account for so many windows.
+const BLAMED_WINDOWS: u64 = 6;
 
 /// Refusals that are further apart are not in a row.
 const STREAK_WINDOWS: u64 = 8;

@@ -1,5 +1,6 @@
 //! The controllers compared. Each sets the pace of the same queue, bucket and window guard.
 
+use crate::demand::Request;
 use nimgate_core::control::rate::RetreatRules;
 use nimgate_core::supply::bucket::Flow;
 use nimgate_core::units::{Instant, Micros, MilliRpm};
@@ -16,6 +17,8 @@ pub struct Feedback {
     pub granted_at: Instant,
     /// The model it asked for.
     pub model: u64,
+    /// Whose credentials it carried.
+    pub credential: u64,
     /// Whether it was admitted.
     pub admitted: bool,
     /// Whether it is a 503 that says that the model's workers are busy.
@@ -40,8 +43,8 @@ pub trait Controller {
         Instant::ZERO
     }
     /// A request was granted.
-    fn granted(&mut self, now: Instant, model: u64) {
-        let _ = (now, model);
+    fn granted(&mut self, now: Instant, request: &Request) {
+        let _ = (now, request);
     }
     /// The upstream answered.
     fn answered(&mut self, now: Instant, answer: &Feedback);

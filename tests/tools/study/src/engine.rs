@@ -21,6 +21,8 @@ pub struct Setting {
     pub latency: Time,
     /// The mean time until a refused one is.
     pub refusal_latency: Time,
+    /// Between which times refusals come instead, if they come late.
+    pub refusal_late: Option<(Time, Time)>,
     /// Which Retry-After refusals carry.
     pub retry_after: RetryAfter,
 }
@@ -34,6 +36,8 @@ pub enum RetryAfter {
     True,
     /// A day.
     Absurd,
+    /// Five minutes, where a weak model refuses.
+    OfWeak,
 }
 
 /// What happened in a run.
@@ -56,8 +60,8 @@ pub struct Record {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Event {
     Arrive(usize),
-    Reach { granted_at: Time, model: u64 },
-    Answer { granted_at: Time, model: u64, admission: u8, retry_after: Option<Time> },
+    Reach { granted_at: Time, request: Request },
+    Answer { granted_at: Time, request: Request, admission: u8, retry_after: Option<Time> },
     Look,
     Sample,
 }
@@ -108,8 +112,8 @@ pub fn run(
                     at(&mut events, next.at, Event::Arrive(index + 1));
                 }
             }
-            Event::Reach { granted_at, model } => {
-                let admission = upstream.receive(model, now);
+            Event::Reach { granted_at, request } => {
+                let admission = upstream.receive(request, now);
                 let mut retry_after = None;
                 let mean = match admission {
                     Admission::Admitted => {
@@ -121,8 +125,9 @@ pub fn run(
                         retry_after = match setting.retry_after {
                             RetryAfter::Absent => None,
                             RetryAfter::Absurd => Some(86_400 * SECOND),
+                            RetryAfter::OfWeak => upstream.is_weak(request.model).then_some(300 * SECOND),
                             RetryAfter::True => {
-                                let open = (1..=60).find(|s| upstream.would_admit(model, now + s * SECOND));
+                                let open = (1..=60).find(|s| upstream.would_admit(request, now + s * SECOND));
                                 Some(open.unwrap_or(60) * SECOND)
                             }
                         };
@@ -133,23 +138,27 @@ pub fn run(
                         setting.refusal_latency
                     }
                 };
-                let latency = (mean as f64 * (0.5 + 0.5 * exponential(rng))) as Time;
+                let latency = match setting.refusal_late {
+                    Some((from, to)) if admission == Admission::Refused => rng.u64(from..=to),
+                    _ => (mean as f64 * (0.5 + 0.5 * exponential(rng))) as Time,
+                };
                 at(
                     &mut events,
                     now + latency,
-                    Event::Answer { granted_at, model, admission: admission as u8, retry_after },
+                    Event::Answer { granted_at, request, admission: admission as u8, retry_after },
                 );
             }
-            Event::Answer { granted_at, model, admission, retry_after } => {
+            Event::Answer { granted_at, request, admission, retry_after } => {
                 let admitted = admission == Admission::Admitted as u8;
                 if admitted {
-                    upstream.finish();
+                    upstream.finish(request.model);
                 }
                 controller.answered(
                     instant,
                     &Feedback {
                         granted_at: origin(granted_at),
-                        model,
+                        model: request.model,
+                        credential: request.credential,
                         admitted,
                         worker_full: admission == Admission::WorkerFull as u8,
                         retry_after: retry_after.map(Micros::new),
@@ -192,14 +201,14 @@ pub fn run(
             }
             guard.count(1);
             let Some(request) = queues[level].remove(place) else { break };
-            controller.granted(instant, request.model);
+            controller.granted(instant, &request);
             if request.level == 0 {
                 record.urgent_waits.push(now - request.at);
             }
             if let Some(since) = idle_since.take() {
                 record.longest_idle = record.longest_idle.max(now - since);
             }
-            at(&mut events, now + TRANSIT, Event::Reach { granted_at: now, model: request.model });
+            at(&mut events, now + TRANSIT, Event::Reach { granted_at: now, request });
         }
         if queues.iter().all(VecDeque::is_empty) {
             idle_since = None;

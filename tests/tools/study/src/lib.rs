@@ -32,7 +32,7 @@ pub fn study(scenario: &Scenario, demand: (&'static str, f64), which: &[Which], 
         let instance = scenario.instance(factor, seed);
         let description = Rc::new(instance.upstream);
         let rng = || fastrand::Rng::with_seed(seed.wrapping_mul(7919));
-        let upstream = || Upstream::new(Rc::clone(&description));
+        let upstream = || Upstream::new(Rc::clone(&description), seed.wrapping_mul(104_729));
         let best = omniscient::run(instance.setting, &instance.demand, upstream(), &mut rng());
         for (which, runs) in which.iter().zip(&mut runs) {
             let mut controller = which.make(RATE_RPM, scenario.allowed_rpm);

@@ -1,8 +1,8 @@
-//! Runs the study and writes its figures as JSON: `nimgate-study [--seeds N] [--out FILE]`.
+//! Runs the study and writes its figures as JSON: `nimgate-study [--seeds N] [--only SCENARIO] [--out FILE]`.
 
 use nimgate_study::controllers::Which;
 use nimgate_study::report::{Line, Trade};
-use nimgate_study::scenario::{self, DEMANDS};
+use nimgate_study::scenario::{self, COMPANY_DEMAND, DEMANDS};
 use nimgate_study::study;
 use serde::Serialize;
 
@@ -16,18 +16,30 @@ struct Study {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut seeds = 20u64;
     let mut out = None;
+    let mut only: Option<String> = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
             "--seeds" => seeds = value()?.parse()?,
+            "--only" => only = Some(value()?),
             "--out" => out = Some(value()?),
-            _ => return Err(format!("{argument} is not an option; there are --seeds N and --out FILE").into()),
+            _ => {
+                return Err(format!(
+                    "{argument} is not an option; there are --seeds N, --only SCENARIO and --out FILE"
+                )
+                .into());
+            }
         }
     }
     let mut lines = Vec::new();
-    for scenario in scenario::all() {
-        for demand in DEMANDS {
+    let scenarios = scenario::all().into_iter().map(|scenario| (scenario, DEMANDS.as_slice()));
+    let in_company = scenario::in_company().into_iter().map(|scenario| (scenario, [COMPANY_DEMAND].as_slice()));
+    for (scenario, demands) in scenarios.chain(in_company) {
+        if only.as_ref().is_some_and(|only| !scenario.name.contains(only)) {
+            continue;
+        }
+        for demand in demands.iter().copied() {
             for line in study(&scenario, demand, &Which::ALL, seeds) {
                 let figures = &line.figures;
                 println!(
@@ -45,7 +57,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
-    let trade = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20].map(|windows| Trade::at(windows, seeds)).to_vec();
+    let trade: &[u32] = if only.is_some() { &[] } else { &[1, 2, 3, 4, 5, 6, 8, 10, 15, 20] };
+    let trade = trade.iter().map(|windows| Trade::at(*windows, seeds)).collect();
     if let Some(out) = out {
         std::fs::write(out, serde_json::to_vec(&Study { seeds, lines, trade })?)?;
     }

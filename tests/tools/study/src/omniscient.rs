@@ -16,10 +16,17 @@ pub fn run(setting: Setting, demand: &[Request], mut upstream: Upstream, rng: &m
     let mut answers = BinaryHeap::new();
     let mut coming = demand.iter().copied().peekable();
     let mut now = 0;
+    let kinds = demand
+        .iter()
+        .map(|request| (request.model, request.credential))
+        .collect::<std::collections::HashSet<_>>()
+        .len();
     while now < setting.end {
-        while answers.peek().is_some_and(|std::cmp::Reverse(at)| *at <= now) {
+        while let Some(std::cmp::Reverse((at, model))) = answers.peek().copied()
+            && at <= now
+        {
             answers.pop();
-            upstream.finish();
+            upstream.finish(model);
         }
         while let Some(request) = coming.next_if(|request| request.at <= now) {
             queues[request.level].push_back(request);
@@ -33,14 +40,14 @@ pub fn run(setting: Setting, demand: &[Request], mut upstream: Upstream, rng: &m
                 }
             }
         }
-        let mut refused = [false; crate::demand::MODELS as usize];
+        let mut refused = std::collections::HashSet::new();
         'levels: for queue in &mut queues {
             let mut place = 0;
             while let Some(request) = queue.get(place).copied() {
-                if refused[request.model as usize] {
+                if refused.contains(&(request.model, request.credential)) {
                     place += 1;
-                } else if upstream.would_admit(request.model, now) {
-                    let admission = upstream.receive(request.model, now);
+                } else if upstream.would_admit(request, now) {
+                    let admission = upstream.admit(request, now);
                     debug_assert_eq!(admission, Admission::Admitted);
                     queue.remove(place);
                     record.admitted.push(now);
@@ -48,12 +55,12 @@ pub fn run(setting: Setting, demand: &[Request], mut upstream: Upstream, rng: &m
                         record.urgent_waits.push(now - request.at);
                     }
                     let latency = (setting.latency as f64 * (0.5 + 0.5 * crate::demand::exponential(rng))) as Time;
-                    answers.push(std::cmp::Reverse(now + latency));
+                    answers.push(std::cmp::Reverse((now + latency, request.model)));
                 } else {
-                    refused[request.model as usize] = true;
+                    refused.insert((request.model, request.credential));
                     place += 1;
                 }
-                if refused.iter().all(|refused| *refused) {
+                if refused.len() == kinds {
                     break 'levels;
                 }
             }

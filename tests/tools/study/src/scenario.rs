@@ -1,6 +1,6 @@
 //! The scenarios: what the upstream does, how much is asked for, and what the answers take.
 
-use crate::demand::{self, Request};
+use crate::demand::{self, Company, Request};
 use crate::engine::{RetryAfter, Setting};
 use crate::upstream::{Description, Kind};
 use crate::{SECOND, Time, WINDOW};
@@ -23,6 +23,7 @@ pub struct Scenario {
     upstream: Description,
     outside: Outside,
     spurious_every: Option<Time>,
+    company: Company,
 }
 
 /// Whether the limit holds still.
@@ -31,6 +32,8 @@ pub struct Scenario {
 pub enum Class {
     Steady,
     Moving,
+    /// Refusals of several causes at the same time.
+    Company,
 }
 
 /// Others on the same account.
@@ -64,6 +67,7 @@ fn scenario(name: &'static str, about: &'static str, class: Class, kind: Kind, r
             end: HOUR,
             latency: 4 * SECOND,
             refusal_latency: SECOND / 5,
+            refusal_late: None,
             retry_after: RetryAfter::Absent,
         },
         upstream: Description {
@@ -71,12 +75,18 @@ fn scenario(name: &'static str, about: &'static str, class: Class, kind: Kind, r
             limits: vec![(0, rpm)],
             burst: 5,
             concurrency: None,
-            weak_model_rpm: None,
+            weak: Vec::new(),
+            weak_credential: None,
+            pools: Vec::new(),
+            pools_named: true,
+            stray: 0.0,
+            lockouts: Vec::new(),
             worker_full: None,
             spurious: Vec::new(),
         },
         outside: Outside::Nobody,
         spurious_every: None,
+        company: Company::equal(4),
     }
 }
 
@@ -109,7 +119,7 @@ pub fn all() -> Vec<Scenario> {
     absurd.setting.retry_after = RetryAfter::Absurd;
     all.push(absurd);
     let mut weak = sliding("weak model", "40 in any minute, but one model of four has 5", Steady);
-    weak.upstream.weak_model_rpm = Some(5);
+    weak.upstream.weak = vec![(0, 5)];
     weak.allowed_rpm = 35.0;
     all.push(weak);
     let mut full = sliding("workers full", "one model's workers are full for half the hour", Steady);
@@ -135,11 +145,87 @@ pub fn all() -> Vec<Scenario> {
     all
 }
 
+/// The scenarios in which refusals have several causes, or causes that are no rate of the account, in the order of their
+/// table. Each is asked for [`COMPANY_DEMAND`] times what the account allows.
+pub fn in_company() -> Vec<Scenario> {
+    let account = |name, about, rpm| scenario(name, about, Class::Company, Kind::SlidingWindow, rpm);
+    let mut all = Vec::new();
+    let mut add = |name, about, change: &dyn Fn(&mut Scenario)| {
+        let mut scenario = account(name, about, u64::from(RATE_RPM));
+        change(&mut scenario);
+        all.push(scenario);
+    };
+    fn weak(scenario: &mut Scenario, models: usize, weak: u64, rpm: u64) {
+        scenario.company = Company::equal(models);
+        scenario.upstream.weak = (0..weak).map(|model| (model, rpm)).collect();
+    }
+    add("2 of 8 weak", "two of eight models allow 1 a minute", &|s| weak(s, 8, 2, 1));
+    add("2 of 12 weak", "two of twelve models allow 1 a minute", &|s| weak(s, 12, 2, 1));
+    add("3 of 10 weak", "three of ten models allow 2 a minute", &|s| weak(s, 10, 3, 2));
+    add("4 of 8 weak", "four of eight models allow 3 a minute", &|s| weak(s, 8, 4, 3));
+    add("2 of 4 weak", "two of four models allow 5 a minute", &|s| weak(s, 4, 2, 5));
+    add("popular weak", "the two most popular of eight models (Zipf) allow 1 a minute", &|s| {
+        weak(s, 8, 2, 1);
+        s.company = Company::zipf(8);
+        s.allowed_rpm = 37.9;
+    });
+    add("weak, Retry-After", "two of eight models allow 1 a minute, and ask for 300 s", &|s| {
+        weak(s, 8, 2, 1);
+        s.setting.retry_after = RetryAfter::OfWeak;
+    });
+    add("weak and account", "two of eight models allow 1 a minute, the account 25", &|s| {
+        weak(s, 8, 2, 1);
+        s.upstream.limits = vec![(0, 25)];
+        s.allowed_rpm = 25.0;
+    });
+    add("1 % stray", "1 % of all requests are refused for no reason", &|s| s.upstream.stray = 0.01);
+    add("2 % stray", "2 % of all requests are refused for no reason", &|s| s.upstream.stray = 0.02);
+    add("5 % stray", "5 % of all requests are refused for no reason", &|s| s.upstream.stray = 0.05);
+    add("10 % stray", "10 % of all requests are refused for no reason", &|s| s.upstream.stray = 0.1);
+    add("weak and stray", "5 % stray, and two of eight models allow 1 a minute", &|s| {
+        weak(s, 8, 2, 1);
+        s.upstream.stray = 0.05;
+    });
+    add("one credential", "one of ten credentials allows 1 a minute", &|s| {
+        s.company.credentials = 10;
+        s.upstream.weak_credential = Some((0, 1));
+    });
+    add("lockout", "all is refused from minute 10 to 40", &|s| {
+        s.upstream.lockouts = vec![(10 * WINDOW, 40 * WINDOW)];
+        s.allowed_rpm = 20.0;
+    });
+    for (name, about, late) in [
+        ("late by 60 s", "the account allows 25, refusals come after 60 s", (60, 60)),
+        ("late by 300 s", "the account allows 25, refusals come after 300 s", (300, 300)),
+        ("late by 60-300 s", "the account allows 25, refusals come after 60 to 300 s", (60, 300)),
+    ] {
+        add(name, about, &|s| {
+            s.upstream.limits = vec![(0, 25)];
+            s.allowed_rpm = 25.0;
+            s.setting.refusal_late = Some((late.0 * SECOND, late.1 * SECOND));
+        });
+    }
+    for (name, about, named) in [
+        ("pool of 4", "one of four models has four workers, answers take 30 s, and refusals say so", true),
+        ("pool of 4, unnamed", "the same with plain 429s", false),
+    ] {
+        add(name, about, &|s| {
+            s.upstream.pools = vec![(0, 4)];
+            s.upstream.pools_named = named;
+            s.setting.latency = 30 * SECOND;
+        });
+    }
+    all
+}
+
+/// How much is asked for in the scenarios of [`in_company`], as a share of what the account allows.
+pub const COMPANY_DEMAND: (&str, f64) = ("twice", 2.0);
+
 impl Scenario {
     /// Draws what is random.
     pub fn instance(&self, demand_factor: f64, seed: u64) -> Instance {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let demand = demand::requests(self.allowed_rpm * demand_factor, self.setting.end, &mut rng);
+        let demand = demand::requests(&self.company, self.allowed_rpm * demand_factor, self.setting.end, &mut rng);
         let mut upstream = self.upstream.clone();
         if self.outside == Outside::VaryingHalf {
             upstream.limits = left_by_others(self.setting.end, &mut rng);
@@ -174,7 +260,7 @@ fn left_by_others(end: Time, rng: &mut fastrand::Rng) -> Vec<(Time, u64)> {
             break;
         }
         if share > 0.0 {
-            let part = demand::requests(f64::from(RATE_RPM) * share, 5 * WINDOW, rng);
+            let part = demand::requests(&Company::equal(4), f64::from(RATE_RPM) * share, 5 * WINDOW, rng);
             taken.extend(part.into_iter().map(|request| start + request.at));
         }
     }

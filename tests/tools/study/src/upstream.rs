@@ -1,6 +1,6 @@
 //! The upstream: hidden limits of several kinds, and whatever else makes it refuse.
 
-use crate::demand::WEAK_MODEL;
+use crate::demand::{Request, WEAK_MODEL};
 use crate::{SECOND, Time, WINDOW};
 use limiter::{Limiter, Rules};
 use std::collections::VecDeque;
@@ -35,8 +35,18 @@ pub struct Description {
     pub burst: u64,
     /// The most requests at once.
     pub concurrency: Option<usize>,
-    /// The weak model's own limit, counted in a sliding window.
-    pub weak_model_rpm: Option<u64>,
+    /// Models with limits of their own, in requests per minute, counted in sliding windows.
+    pub weak: Vec<(u64, u64)>,
+    /// A credential with a limit of its own, in the same way.
+    pub weak_credential: Option<(u64, u64)>,
+    /// Models whose workers take only so many requests at once.
+    pub pools: Vec<(u64, usize)>,
+    /// Whether a full pool is named as such, or answers a plain 429.
+    pub pools_named: bool,
+    /// The share of requests that are refused for no reason.
+    pub stray: f64,
+    /// Spans in which all is refused.
+    pub lockouts: Vec<(Time, Time)>,
     /// While the weak model's pool of workers is mostly full: from, until, and how many requests a minute it still takes.
     pub worker_full: Option<(Time, Time, u64)>,
     /// Times at which, for a second, every request is refused for no reason.
@@ -50,22 +60,26 @@ pub struct Upstream {
     account: Limiter,
     epoch: usize,
     admitted: VecDeque<Time>,
-    weak_model: Option<Limiter>,
+    weak: Vec<(u64, Limiter)>,
+    weak_credential: Option<(u64, Limiter)>,
     pool: Option<Limiter>,
-    in_flight: usize,
+    in_flight: Vec<u64>,
+    rng: fastrand::Rng,
 }
 
 impl Upstream {
-    pub fn new(description: Rc<Description>) -> Self {
+    pub fn new(description: Rc<Description>, seed: u64) -> Self {
         let sliding = |rpm| Limiter::new(Rules { kind: Kind::SlidingWindow, rpm, burst: 1, window_s: 60 }, 0);
         let bucket = |rpm| Limiter::new(Rules { kind: Kind::TokenBucket, rpm, burst: 2, window_s: 60 }, 0);
         Self {
             account: Self::account(&description, 0, 0),
             epoch: 0,
             admitted: VecDeque::new(),
-            weak_model: description.weak_model_rpm.map(sliding),
+            weak: description.weak.iter().map(|(model, rpm)| (*model, sliding(*rpm))).collect(),
+            weak_credential: description.weak_credential.map(|(credential, rpm)| (credential, sliding(rpm))),
             pool: description.worker_full.map(|(.., rpm)| bucket(rpm)),
-            in_flight: 0,
+            in_flight: Vec::new(),
+            rng: fastrand::Rng::with_seed(seed),
             description,
         }
     }
@@ -84,8 +98,17 @@ impl Upstream {
     }
 
     /// A request of ours arrives.
-    pub fn receive(&mut self, model: u64, now: Time) -> Admission {
+    pub fn receive(&mut self, request: Request, now: Time) -> Admission {
+        let stray = self.description.stray > 0.0 && self.rng.f64() < self.description.stray;
+        if stray { Admission::Refused } else { self.admit(request, now) }
+    }
+
+    /// The same, but for refusals without a reason.
+    pub fn admit(&mut self, Request { model, credential, .. }: Request, now: Time) -> Admission {
         self.advance(now);
+        if self.description.lockouts.iter().any(|(from, until)| (*from..*until).contains(&now)) {
+            return Admission::Refused;
+        }
         if self.description.spurious.iter().any(|at| (*at..at + SECOND).contains(&now)) {
             return Admission::Refused;
         }
@@ -94,14 +117,19 @@ impl Upstream {
             if full && self.pool.as_mut().is_some_and(|pool| !pool.admit(now)) {
                 return Admission::WorkerFull;
             }
-            if self.weak_model.as_mut().is_some_and(|own| !own.admit(now)) {
-                return Admission::Refused;
-            }
         }
-        if self.description.concurrency.is_some_and(|most| self.in_flight >= most) || !self.account_admits(now) {
+        let own = self.weak_credential.iter_mut().filter(|(weak, _)| *weak == credential);
+        if !own.chain(self.weak.iter_mut().filter(|(weak, _)| *weak == model)).all(|(_, own)| own.admit(now)) {
             return Admission::Refused;
         }
-        self.in_flight += 1;
+        let pool = self.description.pools.iter().find(|(of, _)| *of == model);
+        if pool.is_some_and(|(_, most)| self.in_flight.iter().filter(|of| **of == model).count() >= *most) {
+            return if self.description.pools_named { Admission::WorkerFull } else { Admission::Refused };
+        }
+        if self.description.concurrency.is_some_and(|most| self.in_flight.len() >= most) || !self.account_admits(now) {
+            return Admission::Refused;
+        }
+        self.in_flight.push(model);
         Admission::Admitted
     }
 
@@ -121,21 +149,31 @@ impl Upstream {
     }
 
     /// A request that was admitted has been answered.
-    pub fn finish(&mut self) {
-        self.in_flight -= 1;
+    pub fn finish(&mut self, model: u64) {
+        if let Some(at) = self.in_flight.iter().position(|of| *of == model) {
+            self.in_flight.swap_remove(at);
+        }
     }
 
     /// Whether a request would be admitted now.
-    pub fn would_admit(&self, model: u64, now: Time) -> bool {
+    pub fn would_admit(&self, request: Request, now: Time) -> bool {
         let mut trial = Self {
             description: Rc::clone(&self.description),
             account: self.account.clone(),
             admitted: self.admitted.clone(),
-            weak_model: self.weak_model.clone(),
+            weak: self.weak.clone(),
+            weak_credential: self.weak_credential.clone(),
             pool: self.pool.clone(),
+            in_flight: self.in_flight.clone(),
+            rng: self.rng.clone(),
             ..*self
         };
-        trial.receive(model, now) == Admission::Admitted
+        trial.admit(request, now) == Admission::Admitted
+    }
+
+    /// Whether a model has a limit of its own.
+    pub fn is_weak(&self, model: u64) -> bool {
+        self.weak.iter().any(|(weak, _)| *weak == model)
     }
 
     /// The limit now, in requests per minute.

@@ -4,7 +4,7 @@
 use nimgate_core::control::rate::RetreatRules;
 use nimgate_study::controllers::Which;
 use nimgate_study::report::Figures;
-use nimgate_study::scenario::{DEMANDS, all};
+use nimgate_study::scenario::{COMPANY_DEMAND, DEMANDS, all, in_company};
 use nimgate_study::study;
 
 const SEEDS: u64 = 4;
@@ -37,6 +37,27 @@ fn trouble_of_one_model_is_not_the_others() {
         assert!(ours.goodput >= 0.96 && ours.goodput > none.goodput + 0.05, "{scenario}: {ours:?}, {none:?}");
         assert!(ours.refused + ours.worker_full <= 0.015, "{scenario}: {ours:?}");
     }
+}
+
+#[test]
+fn several_weak_models_do_not_drag_the_account_down() {
+    for name in ["2 of 8 weak", "2 of 12 weak", "3 of 10 weak", "4 of 8 weak", "2 of 4 weak", "popular weak"] {
+        let scenario = in_company().into_iter().find(|one| one.name == name).expect("there is such a scenario");
+        let lines = study(&scenario, COMPANY_DEMAND, &[OURS, Which::None], SEEDS);
+        let (ours, none) = (&lines[0].figures, &lines[1].figures);
+        assert!(ours.goodput >= 0.92 && ours.goodput > none.goodput + 0.05, "{name}: {ours:?}, {none:?}");
+        assert!(ours.refused <= 0.055 && ours.refused < none.refused / 2.0, "{name}: {ours:?}, {none:?}");
+    }
+}
+
+#[test]
+fn a_pause_that_weak_models_ask_for_does_not_hold_the_others() {
+    let scenario =
+        in_company().into_iter().find(|one| one.name == "weak, Retry-After").expect("there is such a scenario");
+    let lines = study(&scenario, COMPANY_DEMAND, &[OURS, Which::None], SEEDS);
+    let (ours, none) = (&lines[0].figures, &lines[1].figures);
+    assert!(ours.goodput >= 0.95 && ours.goodput_worst > none.goodput, "{ours:?}, {none:?}");
+    assert!(ours.refused <= 0.01, "{ours:?}");
 }
 
 #[test]

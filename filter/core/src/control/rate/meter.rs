@@ -102,6 +102,18 @@ impl Meter {
         self.rate(now, |cell| u64::from(cell.granted.saturating_sub(cell.wasted)).saturating_mul(1_000))
     }
 
+    /// Tokens granted after the sub-window of `since` and before the newest one and the one before it, whose answers may
+    /// be on their way, without those that were refused; the one granted at `refused` was refused too.
+    pub(crate) fn let_in_since(&self, since: Instant, refused: Instant) -> u32 {
+        let refused = cell_at(self.window, refused);
+        let first = cell_at(self.window, since).max(self.newest.saturating_sub(CELLS as u64)).saturating_add(1);
+        (first..self.newest.saturating_sub(1)).fold(0u32, |sum, number| {
+            let cell = self.get(number);
+            let wasted = cell.wasted.saturating_add(u32::from(number == refused));
+            sum.saturating_add(cell.granted.saturating_sub(wasted))
+        })
+    }
+
     /// Whether tokens were granted in the oldest tenth of the window too, so that its rates are those of a whole window.
     pub fn is_full(&self) -> bool {
         let oldest = self.newest.saturating_sub(CELLS as u64);

@@ -4,13 +4,27 @@ use super::curve::Curve;
 use super::{FORGET_WINDOWS, Feedback, MINUTE, Phase, Reason, Retreat, RetreatRules, Transition};
 use crate::units::{Instant, Micros, MilliRpm};
 
+impl RetreatRules {
+    /// For how long to grant nothing if the upstream asks for that; zero if it doesn't.
+    fn pause(self, asked: Option<Micros>) -> Micros {
+        asked.map_or(Micros::ZERO, |pause| pause.min(self.retry_after_max))
+    }
+
+    /// Whether a pause that the upstream asks for is too dear to be kept by those that it may not concern: longer than a
+    /// quarter of a window.
+    pub(crate) fn is_long(self, asked: Option<Micros>) -> bool {
+        self.pause(asked) > part(self.window, LONG_PAUSE_PART)
+    }
+}
+
 impl Retreat {
-    /// The start of a model that has just been refused: `let_in` is the rate of what the upstream admitted of late. With
+    /// The start of a model that has just been refused: `let_in` is the rate of what the
+    /// upstream admitted of late, and how many requests in a window it is slowed to at least. With
     /// `half_open` one request at a time is let through until one is served.
     pub fn begin(
         rules: RetreatRules,
         now: Instant,
-        let_in: MilliRpm,
+        (let_in, least): (MilliRpm, u32),
         answer: Feedback,
         half_open: bool,
     ) -> (Self, Transition) {
@@ -18,7 +32,7 @@ impl Retreat {
         retreat.advance(rules, now);
         retreat.meter.answered(answer.granted_at, answer.throttled);
         // Of a model that is seldom asked for, what was let in says nothing.
-        let least = per_minute(LEAST_IN_WINDOW, rules.window);
+        let least = per_minute(least, rules.window);
         if let_in > least {
             retreat.learn(let_in, now);
         }
@@ -29,7 +43,7 @@ impl Retreat {
             plateau: quarters(rules, PLATEAU_QUARTERS),
             doubling: part(rules.window, DOUBLING_PART),
         };
-        let pause = answer.retry_after.map_or(Micros::ZERO, |pause| pause.min(rules.retry_after_max));
+        let pause = rules.pause(answer.retry_after);
         retreat.half_open = half_open || pause > Micros::ZERO;
         retreat.closed_until = now.after(if half_open { pause.max(part(rules.window, PAUSE_PART)) } else { pause });
         retreat.cut_at = now;
@@ -120,6 +134,13 @@ impl Retreat {
         self.meter.answered(answer.granted_at, answer.throttled);
     }
 
+    /// Grants nothing for as long as the upstream asks for, up to `retry_after_max`.
+    pub(crate) fn keep_pause(&mut self, rules: RetreatRules, now: Instant, asked: Option<Micros>) {
+        if rules.enabled {
+            self.closed_until = self.closed_until.max(now.after(rules.pause(asked)));
+        }
+    }
+
     /// Takes in one answer of the upstream. Call [`Retreat::advance`] first.
     pub fn step(&mut self, rules: RetreatRules, now: Instant, answer: Feedback) -> Option<Transition> {
         self.note(answer);
@@ -133,7 +154,7 @@ impl Retreat {
             }
             return None;
         }
-        let pause = answer.retry_after.map_or(Micros::ZERO, |pause| pause.min(rules.retry_after_max));
+        let pause = rules.pause(answer.retry_after);
         self.closed_until = self.closed_until.max(now.after(pause));
         if !fresh {
             return None;
@@ -326,8 +347,8 @@ const TRIAL_PART: u64 = 8;
 const PAUSE_PART: u64 = 8;
 const PAUSE_DOUBLINGS_MAX: u32 = 3;
 
-/// A model is slowed to no fewer requests in a window at first.
-const LEAST_IN_WINDOW: u32 = 4;
+/// A pause is long from this part of a window on.
+const LONG_PAUSE_PART: u64 = 4;
 
 /// The plateau below a ceiling of which little is known, in quarters of a window.
 const PLATEAU_QUARTERS: u64 = 6;

@@ -71,33 +71,104 @@ fn a_model_with_a_limit_of_its_own_is_slowed_alone() {
     assert!(sent[1..].iter().map(|(sent, _)| sent).sum::<u32>() >= 30 * 33, "the others use what is left: {sent:?}");
 }
 
-/// The weak model's refusals are taken for the account's until another model is seen to be served. The pause that the
-/// second one asked for must not outlive that for the other models.
+/// Streaks could not tell: each weak model's refusals cleared the other's record, and the account paid.
+#[test]
+fn two_models_with_limits_of_their_own_are_both_found() {
+    let mut pace = Pace::new(RULES);
+    let mut admitted: [Vec<u64>; 2] = Default::default();
+    let sent = run(&mut pace, 30, |which, now| {
+        let Some(own) = admitted.get_mut(which) else { return Signal::Served };
+        own.retain(|then| then + 60_000 > now);
+        if own.len() >= 2 {
+            return Signal::Throttled;
+        }
+        own.push(now);
+        Signal::Served
+    });
+    assert_eq!((pace.account.phase(), pace.models.slowed().len()), (Phase::Normal, 2));
+    assert!(sent[2..].iter().map(|(sent, _)| sent).sum::<u32>() >= 30 * 30, "the others use what is left: {sent:?}");
+}
+
+fn answer(which: usize, granted: u64, signal: Signal, pause: Option<u64>) -> Answer {
+    Answer { granted_at: at(granted), signal, retry_after: pause.map(Micros::from_secs), model: model(which) }
+}
+
+/// The weak model's first refusal is taken for the account's until there are enough to tell. The pause that it asked for
+/// is short, and all keep it; it must not outlive the pardon for the other models.
 #[test]
 fn a_pardon_opens_the_gate_that_the_refusals_of_a_model_have_closed() {
     let mut pace = Pace::new(RULES);
     pace.advance(RULES, at(0), &mut Vec::new());
-    let answer = |which, granted, signal, pause: Option<u64>| Answer {
-        granted_at: at(granted),
-        signal,
-        retry_after: pause.map(Micros::from_secs),
-        model: model(which),
-    };
-    for (which, now) in [(0, 0), (1, 1_000), (0, 1_100), (0, 1_200)] {
-        pace.granted(RULES, at(now), model(which).0);
-        if now == 0 {
-            pace.answer(RULES, at(now), answer(0, 0, Signal::Throttled, None), &mut Vec::new());
-        }
+    for now in 0..6 {
+        pace.granted(RULES, at(now), model(1).0);
+        pace.answer(RULES, at(now), answer(1, now, Signal::Served, None), &mut Vec::new());
     }
-    pace.answer(RULES, at(2_000), answer(0, 1_100, Signal::Throttled, Some(60)), &mut Vec::new());
-    assert_eq!((pace.account.phase(), pace.account.closed_until()), (Phase::Retreat, at(62_000)));
-    pace.answer(RULES, at(3_000), answer(1, 1_000, Signal::Served, None), &mut Vec::new());
-    assert_eq!(pace.account.closed_until(), at(62_000), "it was sent before the last refusal");
+    for now in [1_000, 1_100, 1_200] {
+        pace.granted(RULES, at(now), model(0).0);
+    }
+    pace.answer(RULES, at(2_000), answer(0, 1_000, Signal::Throttled, Some(15)), &mut Vec::new());
+    assert_eq!((pace.account.phase(), pace.account.closed_until()), (Phase::Retreat, at(17_000)));
+    pace.answer(RULES, at(3_000), answer(0, 1_100, Signal::Throttled, None), &mut Vec::new());
+    assert_eq!(pace.account.closed_until(), at(17_000), "the second one is no evidence against the account any more");
+    assert_eq!(pace.models.slowed(), [], "and not yet enough against the model");
     pace.answer(RULES, at(4_000), answer(0, 1_200, Signal::Throttled, Some(60)), &mut Vec::new());
     assert_eq!((pace.account.phase(), pace.account.rate()), (Phase::Normal, RULES.base));
     pace.granted(RULES, at(4_000), model(1).0);
     assert!(pace.account.closed_until() <= at(4_000), "the others go on");
     assert_eq!(pace.models.open_at(model(0).0), at(64_000), "and the weak one waits");
+}
+
+/// A pace after requests for all models, the first of which was then asked for a pause of 300 s.
+fn paused_once() -> Pace {
+    let mut pace = Pace::new(RULES);
+    pace.advance(RULES, at(0), &mut Vec::new());
+    for which in 0..4 {
+        pace.granted(RULES, at(0), model(which).0);
+    }
+    pace.answer(RULES, at(500), answer(0, 0, Signal::Throttled, Some(300)), &mut Vec::new());
+    pace
+}
+
+#[test]
+fn a_long_pause_holds_the_model_that_it_was_asked_for() {
+    let mut pace = paused_once();
+    assert_eq!((pace.account.phase(), pace.account.closed_until()), (Phase::Normal, Instant::ZERO));
+    assert_eq!((0..4).map(|which| pace.models.open_at(model(which).0)).max(), Some(at(300_500)));
+    assert_eq!(pace.models.open_at(model(1).0), Instant::ZERO);
+    // Others were let in, so three more of them are three more weak models.
+    for now in [5_000, 10_000, 20_000] {
+        pace.advance(RULES, at(now), &mut Vec::new());
+        pace.granted(RULES, at(now), model(3).0);
+    }
+    for which in [1, 2] {
+        pace.granted(RULES, at(20_000), model(which).0);
+        pace.answer(RULES, at(20_100), answer(which, 20_000, Signal::Throttled, Some(300)), &mut Vec::new());
+    }
+    assert_eq!((pace.account.phase(), pace.models.slowed().len()), (Phase::Normal, 3));
+}
+
+#[test]
+fn a_pause_that_three_models_in_a_row_are_asked_for_is_the_accounts() {
+    let mut pace = paused_once();
+    let mut changes = Vec::new();
+    for (which, now) in [(1, 2_000), (2, 4_000)] {
+        assert_eq!(pace.account.phase(), Phase::Normal, "before {which}");
+        pace.advance(RULES, at(now), &mut changes);
+        pace.granted(RULES, at(now), model(which).0);
+        pace.answer(RULES, at(now + 500), answer(which, now, Signal::Throttled, Some(300)), &mut changes);
+    }
+    assert_eq!((pace.account.phase(), pace.account.closed_until()), (Phase::Retreat, at(304_500)));
+    assert_eq!(pace.models.slowed(), [], "{changes:?}");
+    assert_eq!(changes.iter().filter(|change| change.reason == Reason::OthersRefusedToo).count(), 2);
+}
+
+#[test]
+fn where_only_one_model_is_asked_for_its_pause_is_the_accounts() {
+    let mut pace = Pace::new(RULES);
+    pace.advance(RULES, at(0), &mut Vec::new());
+    pace.granted(RULES, at(0), model(0).0);
+    pace.answer(RULES, at(500), answer(0, 0, Signal::Throttled, Some(300)), &mut Vec::new());
+    assert_eq!((pace.account.closed_until(), pace.models.slowed().len()), (at(300_500), 0));
 }
 
 #[test]

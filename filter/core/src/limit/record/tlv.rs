@@ -68,6 +68,7 @@ mod tag {
     pub const RECENT: u8 = 13;
     pub const SLOTS: u8 = 14;
     pub const SHOWN: u8 = 15;
+    pub const BOOKS: u8 = 16;
     /// Where the ledger lives. Whoever can't read it must not grant.
     pub const HOME: u8 = super::CRITICAL;
 }
@@ -286,6 +287,7 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
                 once(&mut freed_at, body.instant()?)?;
                 body.end()?;
             }
+            tag::BOOKS => once(&mut models.books, body.books()?)?,
             tag::SHOWN => once(&mut shown, body.shown()?)?,
             CRITICAL.. => return None,
             _ => {
@@ -301,6 +303,7 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
         return Some(Decoded { location, ledger: None, kept });
     }
     let rules = rules?;
+    models.books.get_or_insert_default();
     if configured.is_none() {
         kept.configured.clone_from(&kept.rules);
     }
@@ -341,6 +344,11 @@ impl Writer {
         self.section(tag::ACCOUNT, |out| out.retreat(&ledger.pace.account));
         if !ledger.pace.models.seen.is_empty() {
             self.section(tag::SEEN, |out| out.seen(&ledger.pace.models.seen));
+        }
+        if let Some(books) = &ledger.pace.models.books
+            && !books.books.is_empty()
+        {
+            self.section(tag::BOOKS, |out| out.books(books));
         }
         for slowed in &ledger.pace.models.slowed {
             self.section(tag::SLOWED, |out| {

@@ -1,6 +1,7 @@
 //! The filter's own controller: the very code that runs in Envoy.
 
 use super::{Controller, Feedback, capacity};
+use crate::demand::Request;
 use nimgate_core::control::answer::{self, Signal};
 use nimgate_core::control::pace::Pace;
 use nimgate_core::control::rate::RetreatRules;
@@ -38,8 +39,8 @@ impl Controller for Ours {
         self.pace.models.open_at(key(model))
     }
 
-    fn granted(&mut self, now: Instant, model: u64) {
-        self.pace.granted(self.rules, now, key(model));
+    fn granted(&mut self, now: Instant, request: &Request) {
+        self.pace.granted(self.rules, now, key(request.model));
     }
 
     fn answered(&mut self, now: Instant, answer: &Feedback) {

@@ -1,6 +1,8 @@
-//! What the rate controllers know: the account's, the models that were seen, the models that are slowed.
+//! What the rate controllers know: the account's, the models that were seen and how they fared, the
+//! models that are slowed.
 
 use super::bytes::{Reader, Writer};
+use crate::control::books::{BOOKS_MAX, Book, Books};
 use crate::control::rate::curve::Curve;
 use crate::control::rate::meter::{self, Cell, Meter};
 use crate::control::rate::{Phase, Retreat};
@@ -50,6 +52,15 @@ impl Writer {
             self.number(seen.half);
             self.number(u64::from(seen.now));
             self.number(u64::from(seen.before));
+        }
+    }
+
+    pub(super) fn books(&mut self, books: &Books) {
+        for book in &books.books {
+            self.bytes.extend_from_slice(&book.key.0.to_le_bytes());
+            self.number(u64::from(book.served));
+            self.number(u64::from(book.refused));
+            self.instant(book.at);
         }
     }
 
@@ -126,6 +137,18 @@ impl Reader<'_> {
             });
         }
         Some(all)
+    }
+
+    pub(super) fn books(&mut self) -> Option<Books> {
+        let mut books: Vec<Book> = Vec::new();
+        while !self.bytes.is_empty() {
+            if books.len() >= BOOKS_MAX {
+                return None;
+            }
+            let key = ModelKey(self.fixed()?);
+            books.push(Book { key, served: self.number_u32()?, refused: self.number_u32()?, at: self.instant()? });
+        }
+        Some(Books { books })
     }
 
     pub(super) fn slowed(&mut self) -> Option<Slowed> {
