@@ -92,7 +92,7 @@ pub struct Limit {
     /// Until when tokens went to router retries at the most, if none was there.
     pub paid_at: u64,
     /// When requests were sent, oldest first, and from when on the filter knows of them.
-    pub sent_at: VecDeque<u64>,
+    pub sent_at: VecDeque<(u64, Option<usize>)>,
     pub window_from: u64,
     /// How many requests asked for a token.
     pub asked: i64,
@@ -237,7 +237,8 @@ impl Limit {
         if missing <= 0 { self.ready_since } else { self.level_at + (missing as u64).div_ceil(self.rate.max(1) as u64) }
     }
 
-    /// An answer came that is no refusal, to a request granted at a time: one sent after the last cut opens the gate.
+    /// An answer came that is no refusal, to a request granted at a time: one sent after the last cut opens the gate. Where
+    /// the clock has stepped back that is the latest that the filter may take it for.
     pub fn opens(&mut self, granted_at: u64) {
         if granted_at >= self.cut_at {
             (self.half_open, self.gate_until) = (None, 0);
@@ -307,7 +308,7 @@ impl Limit {
     /// part of a token the filter had when it forgave the rest.
     pub fn charge(&mut self, retries: u64, at: u64, only_bounds: bool, lenient: bool) {
         self.refill(at);
-        self.sent_at.extend((0..retries).map(|_| at));
+        self.sent_at.extend((0..retries).map(|_| (at, None)));
         self.charged += retries;
         let least = self.versions.iter().map(|(_, settings)| settings.capacity as i64).min().unwrap_or(0);
         let most_owed = if lenient { least } else { self.capacity };
@@ -419,6 +420,7 @@ impl State {
         }
         for request in &change.unused {
             limit.take_back(*request, !exact);
+            limit.sent_at.retain(|(_, of)| *of != Some(*request));
         }
         // Where the host may have refused to tell of them they may not have been charged.
         if change.retries > 0 && self.plan.faults.refusals == 0 {
@@ -432,7 +434,7 @@ impl State {
                 let level = level as f64 / TOKEN as f64;
                 self.broken("I2", format!("a grant of limit {l} leaves {level} tokens"));
             }
-            self.check_window(l, at);
+            self.check_window(l, at, request);
         }
         let tokens = self.checks.limits[l].level as f64 / TOKEN as f64;
         self.note(|| format!("limit {l} has {tokens} tokens"));
@@ -526,12 +528,12 @@ impl State {
     }
 
     /// No window of the configured length holds more requests than its quota when one is granted.
-    fn check_window(&mut self, l: usize, at: u64) {
+    fn check_window(&mut self, l: usize, at: u64, request: Option<usize>) {
         let lenient = self.checks.lenient;
         let limit = &mut self.checks.limits[l];
         let (window, longest) = (limit.settings.window, limit.most(|settings| settings.window));
-        limit.sent_at.push_back(at);
-        while limit.sent_at.front().is_some_and(|first| first + 2 * longest <= at) {
+        limit.sent_at.push_back((at, request));
+        while limit.sent_at.front().is_some_and(|(first, _)| first + 2 * longest <= at) {
             limit.sent_at.pop_front();
         }
         // Of what was granted before a record broke, nothing is known.
@@ -540,7 +542,7 @@ impl State {
         }
         let quota = if lenient { limit.most(Settings::quota) } else { limit.settings.quota() };
         let from = limit.window_from;
-        let count = limit.sent_at.iter().filter(|other| **other + window > at && **other >= from).count();
+        let count = limit.sent_at.iter().filter(|(other, _)| other + window > at && *other >= from).count();
         if count as u64 > quota {
             self.broken("I2", format!("limit {l} sends {count} in a window that may hold {quota}"));
         }
@@ -554,7 +556,7 @@ impl State {
         }
         // What another window has counted may be as much later as its sub-windows are long.
         let carried = limit.most(|settings| settings.window) / 30;
-        limit.sent_at[(count - settings.quota()) as usize] + settings.window + settings.window / 40 + carried
+        limit.sent_at[(count - settings.quota()) as usize].0 + settings.window + settings.window / 40 + carried
     }
 
     /// By how much times may be off because the clock stepped back.

@@ -194,12 +194,14 @@ impl World {
         let request = &state.requests[r];
         let (l, status, commit) = (request.limit, request.status, limits[request.limit].commit);
         let (granted, granted_at, is_full) = (request.granted, request.granted_at, request.is_full);
+        let opens_at = granted_at + state.behind;
         // Where the host refused the change nothing was taken in.
         if request.kind == Kind::Passing || commit.number == 0 {
             return;
         }
         let phase = state.limit_metric(l, "nimgate_retreat_state");
         let rate = state.limit_metric(l, "nimgate_effective_rpm");
+        let slowed = state.limit_metric(l, "nimgate_models_slowed");
         let several = state.plan.world.models.len() > 1;
         let sure = state.plan.is_calm() && !state.checks.lines_touched && (!several || state.plan.races == 0);
         let limit = &mut state.checks.limits[l];
@@ -208,7 +210,7 @@ impl World {
         if status != 429 && !obeyed {
             // Served, or an error that says nothing of the rate: a request sent after the last cut opens the gate.
             if !is_full {
-                limit.opens(granted_at);
+                limit.opens(opens_at);
             }
             return;
         }
@@ -234,7 +236,11 @@ impl World {
         }
         let cut = settings.rate_rpm >= 600 && settings.floor_rpm * 10 < settings.rate_rpm * 9;
         let slower = !cut || rate * 100 <= settings.rate_rpm as i64 * 99;
-        if first && sure && limit.versions.len() == 1 && (phase != 1 || !slower) {
+        // Where others are let in, a long pause is kept for the model alone.
+        let minute = 60 * SECOND;
+        let is_long = asked * 4 > if settings.window == 0 { minute } else { settings.window };
+        let keeps_alone = several && is_long && slowed > 0;
+        if first && sure && limit.versions.len() == 1 && (phase != 1 || !slower) && !keeps_alone {
             let what = format!("the first refusal of limit {l} leaves it in state {phase} at {rate} requests a minute");
             state.broken("I16", what);
         }
@@ -271,10 +277,10 @@ impl World {
             // What a 503 means is known when its body is.
             let mut state = self.state.borrow_mut();
             let request = &state.requests[r];
-            let (l, granted_at) = (request.limit, request.granted_at);
+            let (l, opens_at) = (request.limit, request.granted_at + state.behind);
             let is_read = done.is_some_and(|(_, limits)| limits[l].commit.number > 0);
             if is_read && request.status == 503 && !request.is_full {
-                state.checks.limits[l].opens(granted_at);
+                state.checks.limits[l].opens(opens_at);
             }
         }
         self.check_workers_full(r);
