@@ -4,6 +4,7 @@ use super::*;
 use crate::control::answer::Signal;
 use crate::control::rate::RetreatRules;
 use crate::control::scope::{ModelKey, ModelName};
+use crate::limit::home::QUIET;
 use crate::limit::rules::Timeouts;
 use crate::priority::Priority;
 use crate::store::{MemoryStore, Swap, Version};
@@ -608,4 +609,71 @@ fn an_answer_that_opens_a_model_wakes_who_waits_for_it() {
     store.now = at(11_500);
     assert_eq!(a.answer(limit, answer(Signal::Served, at(10_000)), 0, &mut store).actions, [Action::Wake(B)]);
     assert_eq!(resumed(&b.wake(true, B, &mut store).actions), [62]);
+}
+
+/// The ledger as it lies in the store.
+fn ledger_in(store: &mut MemoryStore) -> Ledger {
+    Home::read("nvidia", store).ok().flatten().expect("a record")
+}
+
+/// Who waits for a slot has no timer. If the slot's next user closes the model for a while, nobody else would say so.
+#[test]
+fn a_grant_that_closes_a_model_is_told_to_those_who_wait_for_a_slot_with_it() {
+    let mut store = MemoryStore::at(at(0));
+    let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
+    let rules = Rules { max_in_flight: Some(2), ..rules(6_000, 100) };
+    let (limit, _) = a.configure("nvidia", rules, &mut store);
+    b.configure("nvidia", rules, &mut store);
+    let model = (ModelKey::of("weak"), ModelName::new("weak"));
+    let of_model = |id| Request::new(RequestId(id), Lane::Queued(Priority::High), model.0);
+    a.arrive(limit, of_model(1), A, &mut store);
+    let full = Answer { granted_at: at(0), signal: Signal::WorkersFull, retry_after: None, model };
+    a.answer(limit, full, 0, &mut store);
+    end(&mut a, limit, 1, true, A, &mut store);
+    store.now = at(10_000);
+    for id in [2, 3] {
+        assert_eq!(resumed(&a.arrive(limit, request(id, Priority::High), A, &mut store).actions), [id]);
+    }
+    store.now = at(10_001);
+    assert!(resumed(&a.arrive(limit, of_model(4), A, &mut store).actions).is_empty());
+    assert!(resumed(&b.arrive(limit, of_model(5), B, &mut store).actions).is_empty());
+    let ended = end(&mut a, limit, 2, true, A, &mut store);
+    assert_eq!(resumed(&ended.actions), [4], "a try, and the next is later");
+    assert!(ended.actions.contains(&Action::Wake(B)), "{:?}", ended.actions);
+    assert!(resumed(&b.wake(true, B, &mut store).actions).is_empty());
+    end(&mut a, limit, 3, true, A, &mut store);
+    let opens = ledger_in(&mut store).models().open_at(model.0);
+    assert!(opens > store.now);
+    while store.now < opens {
+        store.now = b.next_wakeup().expect("it waits");
+        assert!(store.now <= opens, "its next look, {:?}, is after its model opens, {opens:?}", store.now);
+        let granted = resumed(&b.wake(false, B, &mut store).actions);
+        assert_eq!(granted.is_empty(), store.now < opens);
+    }
+}
+
+/// A ledger stays new until a worker takes note of it, and workers may know of an override by then.
+#[test]
+fn an_override_is_not_put_back_over_rules_that_came_since() {
+    let mut store = MemoryStore::at(at(0));
+    let mut workers = [(); 2].map(|()| Scheduler::among(Company::Mixed(QUIET)));
+    let (configured, slow) = (rules(60, 4), rules(1, 4));
+    for worker in &mut workers {
+        worker.configure("nvidia", configured, &mut store);
+    }
+    let mut home = Home::new("nvidia", Company::Mixed(QUIET));
+    let overridden = home.decide(None, configured, &mut store, |mut ledger, _, now| {
+        ledger.override_rules(slow, now, &mut Vec::new());
+        (Some(ledger), ())
+    });
+    overridden.expect("the store works");
+    for worker in &mut workers {
+        worker.look(LimitId(0), &mut store);
+        assert_eq!(worker.rules(LimitId(0)), Some(&slow));
+    }
+    let new = Rules { queue_max: 3, ..configured };
+    for worker in &mut workers {
+        worker.configure("nvidia", new, &mut store);
+        assert_eq!(worker.rules(LimitId(0)), Some(&new));
+    }
 }
