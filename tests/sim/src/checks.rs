@@ -61,6 +61,8 @@ pub struct Limit {
     pub in_flux: bool,
     /// The number of the last change of the ledger.
     pub commit: u64,
+    /// That number when the order of requests last changed.
+    pub order_changed: u64,
     /// Since when a token has been there; the bound of I10 counts from here or later.
     pub last_grant: u64,
     pub gate_until: u64,
@@ -72,6 +74,9 @@ pub struct Limit {
     /// Whether some model may be slowed; and how many of its answers are just coming.
     pub slowed: Vec<bool>,
     pub coming: Vec<u32>,
+    /// When it was last heard that it no longer is. Time alone may have ended that a while before, but whoever waits for the
+    /// model looks when it was to open.
+    pub back_since: Vec<u64>,
     /// Whether it has ever been: what a worker says of its head of line may be older than what is known of the model.
     pub ever_slowed: Vec<bool>,
     /// Since when the gauges have said that the rate is the configured one.
@@ -151,6 +156,7 @@ impl Limit {
     pub fn new(settings: Settings, models: usize) -> Self {
         let mut limit = Self { configured: settings, normal_since: Some(0), ..Self::default() };
         (limit.slowed, limit.coming) = (vec![false; models], vec![0; models]);
+        limit.back_since = vec![0; models];
         limit.ever_slowed = vec![false; models];
         limit.change(settings, 0);
         limit.level = limit.capacity * TOKEN;
@@ -281,6 +287,9 @@ impl Limit {
         }
         if !new.retreat {
             (self.gate_until, self.pause_until) = (0, 0);
+        }
+        if new.aging != self.settings.aging {
+            self.order_changed = self.commit;
         }
         self.settings = new;
         self.versions.push((at, new));
@@ -494,13 +503,15 @@ impl State {
         if !self.plan.is_calm() || self.checks.lines_touched {
             return;
         }
-        let mine = self.key(r);
+        let (mine, order_changed) = (self.key(r), self.checks.limits[l].order_changed);
         let better = self.waiting.iter().copied().find(|q| {
             let other = &self.requests[*q];
             *q != r
                 && other.limit == l
                 && other.published.is_some_and(|published| published < commit.number)
                 && (other.worker == worker || !self.desks[other.worker].committed[l])
+                // What a worker published as its best was so by the order of then.
+                && (other.worker == worker || self.desks[other.worker].published[l] > order_changed)
                 && self.may_be_compared(r, *q)
                 && self.key(*q) < mine
         });
@@ -591,7 +602,8 @@ impl State {
             let request = &self.requests[*r];
             let (awake, limit) = (self.desks[request.worker].stalled_until, &self.checks.limits[request.limit]);
             if request.published.is_some() && !request.model.is_some_and(|model| limit.slowed[model]) {
-                since[request.limit] = since[request.limit].min(request.published_at.max(awake));
+                let back = request.model.map_or(0, |model| limit.back_since[model]);
+                since[request.limit] = since[request.limit].min(request.published_at.max(awake).max(back));
             }
             let deadline = request.arrived + self.timeouts(*r, until).1;
             if until > deadline.max(awake) + lateness {
@@ -752,7 +764,11 @@ impl State {
         } else if name.ends_with("nimgate_models_slowed") && current {
             if value == 0 {
                 let none_comes = limit.coming.iter().map(|coming| *coming == 0);
-                limit.slowed.iter_mut().zip(none_comes).for_each(|(slowed, clear)| *slowed &= !clear);
+                for ((slowed, back), clear) in limit.slowed.iter_mut().zip(&mut limit.back_since).zip(none_comes) {
+                    if *slowed && clear {
+                        (*slowed, *back) = (false, now);
+                    }
+                }
             } else if value > limit.slowed.iter().filter(|slowed| **slowed).count() as i64 {
                 self.broken("I16", format!("limit {l} slows down {value} models, and fewer were refused"));
             }

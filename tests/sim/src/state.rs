@@ -210,6 +210,8 @@ pub struct Desk {
     pub untold: [i64; LIMITS_MAX],
     /// For each limit, whether its running callback has already changed the ledger.
     pub committed: [bool; LIMITS_MAX],
+    /// For each limit, the number of the change with which it last said what waits there.
+    pub published: [u64; LIMITS_MAX],
     pub unconfigured: bool,
     /// Router retries of which its running callback hears: of which limit, and how many.
     pub charging: Option<(usize, u64)>,

@@ -172,6 +172,7 @@ impl World {
             return;
         }
         state.desks[vm].committed[l] = true;
+        state.desks[vm].published[l] = made.number;
         drop(state);
         self.published(vm, l, made.at);
     }
