@@ -481,7 +481,7 @@ impl Limit {
             let mut events = Vec::new();
             let Past { is_new: fresh, was_damaged: unreadable } = past;
             let before = ledger.peers().totals();
-            let pace = ledger.pace();
+            let flow_and_gate = ledger.flow_and_gate();
             let openings = ledger.models().openings();
             // A ledger that was lost begins with the configured rules; what overrode them is put back, unless others have
             // set rules since.
@@ -512,7 +512,7 @@ impl Limit {
             // Who only reads leaves the gauges to the next look that writes.
             let gauges_lag = !write && before != Some(after);
             if write
-                && ledger.pace() != pace
+                && ledger.flow_and_gate() != flow_and_gate
                 && let Some(due) = ledger.due_worker()
                 && !wakes.contains(&due)
             {

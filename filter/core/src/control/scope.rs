@@ -127,7 +127,7 @@ pub struct Models {
 pub(crate) enum Cause {
     /// The model's, and since when it was being refused. Cuts of the account since then are taken back.
     Model(Instant),
-    /// The model's, but others are refused as well, so that the account keeps its pace.
+    /// The model's, but others are refused as well, so that the account keeps its rate.
     ModelAmongOthers,
     /// Unclear: it is counted, and a short pause is kept by all; nothing more.
     Unclear,

@@ -11,7 +11,7 @@
 use super::super::in_use::InUse;
 use super::super::ledger::{Due, Form, Ledger, Rules, Served};
 use super::super::rules::Timeouts;
-use crate::control::pace::Pace;
+use crate::control::controller::RateController;
 use crate::control::rate::curve::Curve;
 use crate::control::rate::meter::{self, Cell, Meter};
 use crate::control::rate::{Phase, Retreat, RetreatRules};
@@ -117,8 +117,8 @@ impl From<&Ledger> for Record {
             window: (window, cell),
             counts: *counts,
             owed: ledger.owed,
-            account: ledger.pace.account,
-            models: ledger.pace.models.clone(),
+            account: ledger.controller.account,
+            models: ledger.controller.models.clone(),
             served: ledger.served,
             due: ledger.due,
             lines: ledger.peers.lines().iter().filter_map(LineV1::of).collect(),
@@ -172,7 +172,7 @@ impl From<Record> for Ledger {
             guard: WindowGuard::from_parts(window, newest, record.counts).as_in_version_1(),
             owed: record.owed,
             recent: RecentGrants::default(),
-            pace: Pace { account: record.account, models: record.models },
+            controller: RateController { account: record.account, models: record.models },
             due: record.due,
             freed_at: Instant::ZERO,
             served: record.served,
