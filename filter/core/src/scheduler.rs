@@ -6,8 +6,10 @@
 
 use crate::control::answer::Answer;
 use crate::event::{Event, Happened};
+use crate::limit::form::Form;
 use crate::limit::home::{Company, Home, Past};
-use crate::limit::ledger::{Admission, Form, Ledger, Rules, Snapshot};
+use crate::limit::ledger::{Admission, Ledger, Snapshot};
+use crate::limit::rules::Rules;
 use crate::order::queue::Queue;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane};

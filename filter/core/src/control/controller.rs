@@ -3,7 +3,8 @@
 use super::answer::{Answer, Signal};
 use super::books::Books;
 use super::rate::{Feedback, Retreat, RetreatRules, Transition};
-use super::scope::{Cause, ModelKey, Models};
+use super::scope::{Cause, Models};
+use crate::model::ModelKey;
 use crate::units::Instant;
 
 /// The rate controller of one limit, shared by all workers.

@@ -9,15 +9,16 @@
 //! Nobody waits for a worker that does not come. If another worker's request is the best and a token has been due to it
 //! for [`GRACE`], it is passed over, and stays so until it writes again.
 
+use super::form::{Form, known_to_version_1};
 use super::in_use::InUse;
 pub use super::record::VERSION;
-use super::record::v1::known_to_it;
-pub use super::rules::Rules;
+use super::rules::Rules;
 use crate::control::answer::Answer;
 use crate::control::controller::RateController;
 use crate::control::rate::{Estimate, Phase, Retreat, RetreatRules, Transition};
-use crate::control::scope::{ModelKey, Models};
+use crate::control::scope::Models;
 use crate::event::{Event, Shown};
+use crate::model::ModelKey;
 use crate::order::key::OrderRule;
 use crate::order::peers::{self, Best, Load, Peers};
 use crate::order::queue::{InOrder, Queue};
@@ -36,16 +37,6 @@ pub struct Due {
     pub worker: WorkerId,
     /// Since when its request is the best.
     pub since: Instant,
-}
-
-/// Who shares the ledger.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Form {
-    /// Workers of version 1 too: their order rule, their lines, and no feature that they don't know.
-    One,
-    /// Workers of this version or later only.
-    #[default]
-    Two,
 }
 
 /// The shared record of one limit.
@@ -151,7 +142,7 @@ impl Ledger {
     /// Whether these are the rules of the configuration, as far as this form of the ledger can tell.
     pub fn is_configured_with(&self, rules: &Rules) -> bool {
         match self.form {
-            Form::One => *self.configured() == known_to_it(rules),
+            Form::One => *self.configured() == known_to_version_1(rules),
             Form::Two => self.configured() == rules,
         }
     }

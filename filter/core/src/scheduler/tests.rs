@@ -3,9 +3,9 @@
 use super::*;
 use crate::control::answer::Signal;
 use crate::control::rate::RetreatRules;
-use crate::control::scope::{ModelKey, ModelName};
 use crate::limit::home::QUIET;
 use crate::limit::rules::Timeouts;
+use crate::model::{ModelKey, ModelName};
 use crate::priority::Priority;
 use crate::store::{MemoryStore, Swap, Version};
 use crate::units::MilliRpm;

@@ -18,10 +18,12 @@
 //! Reading never panics and believes nothing: a value out of range, a section twice or one that is missing refuses the
 //! whole record, and the caller begins with an empty bucket.
 
+use super::super::form::Form;
 use super::super::in_use::InUse;
-use super::super::ledger::{Form, Ledger};
+use super::super::ledger::Ledger;
 use crate::control::controller::RateController;
-use crate::control::scope::{ModelKey, Models, SLOWED_MAX};
+use crate::control::scope::{Models, SLOWED_MAX};
+use crate::model::ModelKey;
 use crate::order::peers::{Line, Peers, WORKERS_MAX};
 use crate::units::{Instant, WorkerId};
 use bytes::{Reader, Writer};

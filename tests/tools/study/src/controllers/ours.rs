@@ -5,7 +5,7 @@ use crate::demand::Request;
 use nimgate_core::control::answer::{self, Signal};
 use nimgate_core::control::controller::RateController;
 use nimgate_core::control::rate::RetreatRules;
-use nimgate_core::control::scope::{ModelKey, ModelName};
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::supply::bucket::Flow;
 use nimgate_core::units::{Instant, MilliRpm};
 
