@@ -4,7 +4,8 @@
 //! to the configuration.
 
 use super::knobs::{WithKnobs, check_number, check_together};
-use super::raw::{self, WrittenNumber};
+use super::number::WrittenNumber;
+use super::raw;
 use super::{ConfigError, wrong};
 use nimgate_core::limit::rules::{self, Rules, Unit};
 use serde::Deserialize;

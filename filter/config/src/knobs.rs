@@ -1,6 +1,6 @@
 //! Knobs in a document: read as strictly as every other field, by the core's table ([`nimgate_core::limit::rules`]).
 
-use super::raw;
+use super::number::WrittenNumber;
 use super::{ConfigError, wrong};
 use core::fmt;
 use core::marker::PhantomData;
@@ -27,7 +27,7 @@ enum Written {
     Switch(bool),
     /// The word's place in the list.
     Choice(u64),
-    Number(raw::WrittenNumber),
+    Number(WrittenNumber),
 }
 
 impl Given {
@@ -137,7 +137,7 @@ pub fn check_together(rules: &Rules, base: &str) -> Result<(), ConfigError> {
 }
 
 /// A number that is one of those that are taken, as a word.
-pub fn check_number(number: raw::WrittenNumber, takes: rules::Number, path: &str) -> Result<u64, ConfigError> {
+pub fn check_number(number: WrittenNumber, takes: rules::Number, path: &str) -> Result<u64, ConfigError> {
     let or_off = if takes.zero_is_off { ", or 0 to switch it off" } else { "" };
     let out = |bound: &str, word: u64| {
         let (value, unit) = match takes.unit {

@@ -23,6 +23,7 @@ pub mod change;
 pub mod console;
 pub mod glob;
 mod knobs;
+mod number;
 mod raw;
 mod secret;
 

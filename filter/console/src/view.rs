@@ -2,9 +2,11 @@
 
 use crate::history::Entry;
 use nimgate_core::control::rate::{Estimate, Phase};
-use nimgate_core::control::scope::{ModelName, Slowed};
+use nimgate_core::control::scope::Slowed;
 use nimgate_core::limit::home::Home;
-use nimgate_core::limit::ledger::{Ledger, Rules, Served, Snapshot};
+use nimgate_core::limit::ledger::{Ledger, Served, Snapshot};
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::model::ModelName;
 use nimgate_core::outcome::Outcome;
 use nimgate_core::priority::{LANES, Lane, Priority};
 use nimgate_core::store::{Store, StoreError};

@@ -5,9 +5,10 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use nimgate_core::control::rate::RetreatRules;
-use nimgate_core::control::scope::ModelKey;
-use nimgate_core::limit::ledger::{Ledger, Rules};
+use nimgate_core::limit::ledger::Ledger;
 use nimgate_core::limit::record::v1;
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::model::ModelKey;
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
 use nimgate_core::request::Request;

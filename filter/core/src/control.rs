@@ -3,7 +3,7 @@
 pub mod answer;
 pub mod attempts;
 pub mod books;
-pub mod pace;
+pub mod controller;
 pub mod rate;
 pub mod retry_after;
 pub mod scope;

@@ -1,7 +1,8 @@
 //! Everything that happens to a limit, one enum: metrics, log and history are readers of it.
 
 use crate::control::rate::{Phase, Transition};
-use crate::limit::ledger::{Form, Rules};
+use crate::limit::form::Form;
+use crate::limit::rules::Rules;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Priority};
 use crate::units::{LimitId, Micros, RequestId, WorkerId};

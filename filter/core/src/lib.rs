@@ -13,6 +13,7 @@
 //! | [`limit`] | one limit: rules, the shared ledger and its record |
 //! | [`store`] | shared data: decide, then compare and swap |
 //! | [`scheduler`] | one worker: inputs in, actions out |
+//! | [`model`] | which model a request asks for |
 //! | [`model_names`] | names of models as labels of metrics, bounded |
 //! | [`outcome`] | every way in which a request can end |
 //! | [`messages`] | the sentences that clients read |
@@ -38,6 +39,7 @@ pub mod control;
 pub mod event;
 pub mod limit;
 pub mod messages;
+pub mod model;
 pub mod model_names;
 pub mod order;
 pub mod outcome;

@@ -3,8 +3,8 @@
 //! Each sentence says who refused, which limit, which setting, and what to do: a client that takes nimgate's answer for
 //! the upstream's, or the other way round, looks in the wrong place for hours.
 
-use crate::limit::ledger::Rules;
 use crate::limit::ledger::Snapshot;
+use crate::limit::rules::Rules;
 use crate::outcome::Outcome;
 use crate::priority::{Lane, Priority};
 use crate::units::{Instant, Micros};

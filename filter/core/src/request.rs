@@ -1,6 +1,6 @@
 //! A request as the core knows it: what it asks for, what it costs, and how long it may wait.
 
-use crate::control::scope::ModelKey;
+use crate::model::ModelKey;
 use crate::priority::Lane;
 use crate::units::{Instant, Micros, RequestId};
 

@@ -6,8 +6,10 @@
 
 use crate::control::answer::Answer;
 use crate::event::{Event, Happened};
+use crate::limit::form::Form;
 use crate::limit::home::{Company, Home, Past};
-use crate::limit::ledger::{Admission, Form, Ledger, Rules, Snapshot};
+use crate::limit::ledger::{Admission, Ledger, Snapshot};
+use crate::limit::rules::Rules;
 use crate::order::queue::Queue;
 use crate::outcome::Outcome;
 use crate::priority::{LANES, Lane};
@@ -481,7 +483,7 @@ impl Limit {
             let mut events = Vec::new();
             let Past { is_new: fresh, was_damaged: unreadable } = past;
             let before = ledger.peers().totals();
-            let pace = ledger.pace();
+            let flow_and_gate = ledger.flow_and_gate();
             let openings = ledger.models().openings();
             // A ledger that was lost begins with the configured rules; what overrode them is put back, unless others have
             // set rules since.
@@ -512,7 +514,7 @@ impl Limit {
             // Who only reads leaves the gauges to the next look that writes.
             let gauges_lag = !write && before != Some(after);
             if write
-                && ledger.pace() != pace
+                && ledger.flow_and_gate() != flow_and_gate
                 && let Some(due) = ledger.due_worker()
                 && !wakes.contains(&due)
             {

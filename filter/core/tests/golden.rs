@@ -9,10 +9,10 @@
 
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::rate::Phase;
-use nimgate_core::control::scope::{ModelKey, ModelName};
 use nimgate_core::limit::ledger::Ledger;
 use nimgate_core::limit::record::tlv::{self, Decoded, Kept, Location, MoveState, Origin, Refusal};
 use nimgate_core::limit::record::v1;
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
 use nimgate_core::request::Request;

@@ -1,8 +1,9 @@
 //! Bucket, queue and ledger under any sequence of events, against models that are too simple to be wrong.
 
 use nimgate_core::control::rate::{FORGET_WINDOWS, Feedback, Phase, Retreat, RetreatRules};
-use nimgate_core::control::scope::ModelKey;
-use nimgate_core::limit::ledger::{Admission, GRACE, Ledger, Rules};
+use nimgate_core::limit::ledger::{Admission, GRACE, Ledger};
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::model::ModelKey;
 use nimgate_core::order::key::OrderRule;
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};

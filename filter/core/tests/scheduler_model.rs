@@ -13,7 +13,7 @@ mod list;
 
 use fleet::{Fleet, WORKERS, model_key};
 use nimgate_core::control::answer::Signal;
-use nimgate_core::limit::ledger::Rules;
+use nimgate_core::limit::rules::Rules;
 use nimgate_core::limit::rules::Timeouts;
 use nimgate_core::priority::{LANES, Priority};
 use nimgate_core::supply::bucket::TOKEN;

@@ -3,8 +3,8 @@
 
 use nimgate_config::Config;
 use nimgate_core::control::answer::{Answer, Signal};
-use nimgate_core::control::scope::{ModelKey, ModelName};
 use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
 use nimgate_core::request::Request;

@@ -1,8 +1,8 @@
 //! What must hold of several workers and their ledger, whatever the schedule.
 
 use crate::worker::{Request, TOKEN_EVERY, WEAK, Worker, at_ms};
-use nimgate_core::control::scope::ModelKey;
 use nimgate_core::limit::ledger::{GRACE, Ledger};
+use nimgate_core::model::ModelKey;
 use nimgate_core::order::key::OrderRule;
 use nimgate_core::units::{Instant, WorkerId};
 

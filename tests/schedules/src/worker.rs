@@ -3,10 +3,10 @@
 use crate::Bug;
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::rate::RetreatRules;
-use nimgate_core::control::scope::{ModelKey, ModelName};
 use nimgate_core::event::{Event, Happened};
-use nimgate_core::limit::ledger::Rules;
+use nimgate_core::limit::rules::Rules;
 use nimgate_core::limit::rules::Timeouts;
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::priority::{LANES, Lane, Priority};
 use nimgate_core::request::Request as Asked;
 use nimgate_core::scheduler::{Action, Output, Scheduler};

@@ -4,7 +4,7 @@
 //! `--include-ignored` the large cases are explored too, which takes some minutes and some 10 GB of memory.
 
 use Try::{Arrive, AskWeak, Configure, End, Leave, Retry, Slow};
-use nimgate_core::limit::ledger::Rules;
+use nimgate_core::limit::rules::Rules;
 use nimgate_core::priority::Priority::{High, Low, Normal, Urgent};
 use nimgate_schedules::Bug;
 use nimgate_schedules::explorer::{Case, Explored, Try, Violation, WORKERS, explore};

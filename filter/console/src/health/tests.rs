@@ -4,8 +4,9 @@ use super::*;
 use crate::view::{Counters, read_ledger};
 use nimgate_config::Config;
 use nimgate_core::control::answer::{Answer, Signal};
-use nimgate_core::control::scope::{ModelKey, ModelName};
-use nimgate_core::limit::ledger::{Ledger, Rules};
+use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::store::MemoryStore;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;

@@ -3,8 +3,8 @@
 use super::*;
 use crate::view::read_ledger;
 use nimgate_config::Config;
-use nimgate_core::control::scope::ModelKey;
 use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::model::ModelKey;
 use nimgate_core::order::queue::Queue as Line;
 use nimgate_core::request::Request;
 use nimgate_core::store::{MemoryStore, Store};

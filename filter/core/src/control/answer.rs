@@ -1,6 +1,6 @@
 //! What an upstream's answer means for the rate. The one place that reads statuses and bodies for that.
 
-use super::scope::{ModelKey, ModelName};
+use crate::model::{ModelKey, ModelName};
 use crate::units::{Instant, Micros};
 
 /// What an answer says of the rate.

@@ -7,7 +7,7 @@
 //! Counts fade with `exp(-t / 6 windows)`. The evidence is Chernoff's bound in nats: how unlikely it is that at least so
 //! many were refused where a known share would have been.
 
-use super::scope::ModelKey;
+use crate::model::ModelKey;
 use crate::units::{Instant, Micros};
 
 /// What became of the requests for one model of late.

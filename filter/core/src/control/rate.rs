@@ -21,8 +21,8 @@
 //! after the last cut, so that one burst of 429s is one event. If the first request after a cut is refused too, the gate
 //! is half open: single requests are tried, at growing distances, until one is served.
 
-use crate::control::scope::ModelName;
 pub use crate::limit::rules::RetreatRules;
+use crate::model::ModelName;
 use crate::units::{Instant, Micros, MilliRpm};
 use curve::Curve;
 use meter::Meter;

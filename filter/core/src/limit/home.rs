@@ -36,9 +36,11 @@
 //! bucket begins to fill from empty, and that long again for the tokens that could have come twice; where there is a
 //! window, it counts as many requests in it as the others could have sent.
 
-use super::ledger::{Form, Ledger, Rules};
+use super::form::Form;
+use super::ledger::Ledger;
 use super::record::tlv::{self, Decoded, Kept, Location, MoveState, Origin, Refusal};
 use super::record::v1::{self, NEVER, Record};
+use super::rules::Rules;
 use crate::store::{ATTEMPTS_MAX, Store, StoreError, Swap, Version};
 use crate::units::{Instant, Micros, WorkerId};
 use frozen::{closed, emptied, marker, released, thawed, unmarked, with_marker};

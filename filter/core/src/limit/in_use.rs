@@ -9,7 +9,7 @@
 //! An operator may override the configured rules while Envoy runs (the console's `POST /config`). The override is active
 //! until the configuration's own rules change; a configuration that says what it said before is no change.
 
-use super::ledger::Rules;
+use super::rules::Rules;
 
 /// The active rules, and the configured ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,15 +9,16 @@
 //! Nobody waits for a worker that does not come. If another worker's request is the best and a token has been due to it
 //! for [`GRACE`], it is passed over, and stays so until it writes again.
 
+use super::form::{Form, known_to_version_1};
 use super::in_use::InUse;
 pub use super::record::VERSION;
-use super::record::v1::known_to_it;
-pub use super::rules::Rules;
+use super::rules::Rules;
 use crate::control::answer::Answer;
-use crate::control::pace::Pace;
+use crate::control::controller::RateController;
 use crate::control::rate::{Estimate, Phase, Retreat, RetreatRules, Transition};
-use crate::control::scope::{ModelKey, Models};
+use crate::control::scope::Models;
 use crate::event::{Event, Shown};
+use crate::model::ModelKey;
 use crate::order::key::OrderRule;
 use crate::order::peers::{self, Best, Load, Peers};
 use crate::order::queue::{InOrder, Queue};
@@ -38,16 +39,6 @@ pub struct Due {
     pub since: Instant,
 }
 
-/// Who shares the ledger.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Form {
-    /// Workers of version 1 too: their order rule, their lines, and no feature that they don't know.
-    One,
-    /// Workers of this version or later only.
-    #[default]
-    Two,
-}
-
 /// The shared record of one limit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ledger {
@@ -58,7 +49,7 @@ pub struct Ledger {
     /// Tokens that were spent before there was one, by retries of Envoy's router. The next ones go there.
     pub(super) owed: u32,
     pub(super) recent: RecentGrants,
-    pub(super) pace: Pace,
+    pub(super) controller: RateController,
     pub(super) due: Option<Due>,
     /// When something last made room that no clock tells of: the end of a stream, a request that was never sent, new rules.
     pub(super) freed_at: Instant,
@@ -110,7 +101,7 @@ impl Ledger {
             guard: WindowGuard::new(rules.window_rules(), now),
             owed: 0,
             recent: RecentGrants::default(),
-            pace: Pace::new(rules.retreat),
+            controller: RateController::new(rules.retreat),
             due: None,
             freed_at: Instant::ZERO,
             served: Default::default(),
@@ -151,7 +142,7 @@ impl Ledger {
     /// Whether these are the rules of the configuration, as far as this form of the ledger can tell.
     pub fn is_configured_with(&self, rules: &Rules) -> bool {
         match self.form {
-            Form::One => *self.configured() == known_to_it(rules),
+            Form::One => *self.configured() == known_to_version_1(rules),
             Form::Two => self.configured() == rules,
         }
     }
@@ -178,12 +169,12 @@ impl Ledger {
 
     /// The account's rate controller.
     pub fn retreat(&self) -> &Retreat {
-        &self.pace.account
+        &self.controller.account
     }
 
     /// The models that go slower than the account.
     pub fn models(&self) -> &Models {
-        &self.pace.models
+        &self.controller.models
     }
 
     /// The token bucket, as of the last [`Ledger::advance`].
@@ -216,7 +207,7 @@ impl Ledger {
         self.refill(now);
         replace(&mut self.in_use);
         self.freed_at = now;
-        self.control(events, |pace, rules, changes| pace.advance(rules, now, changes));
+        self.control(events, |controller, rules, changes| controller.advance(rules, now, changes));
         self.refill(now);
         self.guard.advance(self.rules().window_rules(), now);
     }
@@ -226,18 +217,22 @@ impl Ledger {
     pub fn advance(&mut self, now: Instant, events: &mut Vec<Event>) {
         self.refill(now);
         self.guard.advance(self.rules().window_rules(), now);
-        self.control(events, |pace, rules, changes| pace.advance(rules, now, changes));
+        self.control(events, |controller, rules, changes| controller.advance(rules, now, changes));
     }
 
     /// Takes in an answer of the upstream. What changes is added to `events`.
     pub fn answer(&mut self, answer: Answer, now: Instant, events: &mut Vec<Event>) {
         self.advance(now, events);
-        self.control(events, |pace, rules, changes| pace.answer(rules, now, answer, changes));
+        self.control(events, |controller, rules, changes| controller.answer(rules, now, answer, changes));
     }
 
-    fn control(&mut self, events: &mut Vec<Event>, step: impl FnOnce(&mut Pace, RetreatRules, &mut Vec<Transition>)) {
+    fn control(
+        &mut self,
+        events: &mut Vec<Event>,
+        step: impl FnOnce(&mut RateController, RetreatRules, &mut Vec<Transition>),
+    ) {
         let mut changes = Vec::new();
-        step(&mut self.pace, self.in_use.rules.retreat, &mut changes);
+        step(&mut self.controller, self.in_use.rules.retreat, &mut changes);
         events.extend(changes.into_iter().map(Event::RateChanged));
     }
 
@@ -319,7 +314,7 @@ impl Ledger {
             changed = true;
             let Some(request) = mine.advance() else { break };
             in_flight = in_flight.saturating_add(u32::from(self.cap().is_some()));
-            self.pace.granted(self.in_use.rules.retreat, now, request.model);
+            self.controller.granted(self.in_use.rules.retreat, now, request.model);
             if !self.is_open(request.model, now) {
                 mine.close(request.model);
             }
@@ -405,7 +400,7 @@ impl Ledger {
     /// When `worker`, with someone waiting, should look again: when a token is there, if its request is the best; a
     /// grace later if another's is. Those whose model may not go yet are looked at when it may.
     fn look_again_at(&self, worker: WorkerId, mine: &InOrder<'_>, now: Instant) -> Instant {
-        let openings = mine.closed().map(|model| self.pace.models.open_at(model)).filter(|at| *at > now);
+        let openings = mine.closed().map(|model| self.controller.models.open_at(model)).filter(|at| *at > now);
         let token = mine.peek().and_then(|_| self.look_for_token_at(worker, now));
         openings.chain(token).min().unwrap_or(Instant::from_micros(u64::MAX))
     }
@@ -434,13 +429,13 @@ impl Ledger {
             .max(self.bucket.ready_since())
             .max(self.guard.open_since(self.rules().window_rules(), now))
             .max(self.retreat().closed_until())
-            .max(self.pace.models.open_at(best.class))
+            .max(self.controller.models.open_at(best.class))
             .max(self.freed_at)
     }
 
     /// Whether requests for a model may go now, as far as the model is concerned.
     fn is_open(&self, model: ModelKey, now: Instant) -> bool {
-        self.pace.models.open_at(model) <= now
+        self.controller.models.open_at(model) <= now
     }
 
     /// How requests are ordered.
@@ -483,7 +478,7 @@ impl Ledger {
     }
 
     /// What decides when the next token is there, besides the bucket's level: the flow, and until when the gate is closed.
-    pub fn pace(&self) -> (Flow, Instant) {
+    pub fn flow_and_gate(&self) -> (Flow, Instant) {
         (self.flow(), self.retreat().closed_until())
     }
 
@@ -580,7 +575,7 @@ impl Ledger {
                 .nth_at(flow, flow.capacity.saturating_add(self.owed))
                 .max(self.guard.opens_at(window, now, most)),
             phase: self.retreat().phase(),
-            retreat_due_at: self.pace.due_at(),
+            retreat_due_at: self.controller.due_at(),
             estimate: self.retreat().estimate(self.rules().retreat, now),
             models_slowed: u32::try_from(self.models().slowed().len()).unwrap_or(u32::MAX),
             throttled_permille: self.retreat().throttled_permille(now),

@@ -7,7 +7,7 @@
 //! writes again; one that has not written for long is removed, so that nobody waits for a dead worker.
 
 use super::key::{OrderKey, OrderRule};
-use crate::control::scope::ModelKey;
+use crate::model::ModelKey;
 use crate::priority::{LANES, Lane};
 use crate::units::{Instant, Micros, WorkerId};
 

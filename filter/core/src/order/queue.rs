@@ -7,8 +7,8 @@
 
 use super::key::{OrderKey, OrderRule};
 use super::peers::Head;
-use crate::control::scope::ModelKey;
 use crate::limit::rules::Timeouts;
+use crate::model::ModelKey;
 use crate::priority::{LANES, Lane};
 use crate::request::Request;
 use crate::units::{Instant, Micros, RequestId};

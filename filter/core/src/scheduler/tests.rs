@@ -3,9 +3,9 @@
 use super::*;
 use crate::control::answer::Signal;
 use crate::control::rate::RetreatRules;
-use crate::control::scope::{ModelKey, ModelName};
 use crate::limit::home::QUIET;
 use crate::limit::rules::Timeouts;
+use crate::model::{ModelKey, ModelName};
 use crate::priority::Priority;
 use crate::store::{MemoryStore, Swap, Version};
 use crate::units::MilliRpm;
@@ -178,7 +178,7 @@ fn a_level_may_have_a_longest_wait_of_its_own() {
 }
 
 #[test]
-fn each_level_has_its_own_patience() {
+fn each_level_has_its_own_timeout() {
     let mut one = One::new(rules(1, 1));
     one.arrive(1, Priority::Normal, at(0));
     one.arrive(2, Priority::Low, at(0));
@@ -191,7 +191,7 @@ fn each_level_has_its_own_patience() {
 }
 
 #[test]
-fn a_token_never_goes_to_someone_whose_patience_is_over() {
+fn a_token_never_goes_to_someone_whose_timeout_is_over() {
     let mut one = One::new(rules(2, 1));
     one.arrive(1, Priority::Normal, at(0));
     one.arrive(2, Priority::Low, at(0));

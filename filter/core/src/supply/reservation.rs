@@ -6,7 +6,7 @@
 //! be paid for twice. So the peak of the level since each of the last grants is kept.
 
 use super::bucket::{Bucket, Flow, TOKEN};
-use crate::control::scope::ModelKey;
+use crate::model::ModelKey;
 use crate::units::Instant;
 
 /// A grant's number among all grants of its limit.

@@ -2,10 +2,11 @@
 
 use super::list::{End, Ends, List, Shadowed};
 use nimgate_core::control::answer::{Answer, Signal};
-use nimgate_core::control::scope::{ModelKey, ModelName};
 use nimgate_core::event::{Event as Happening, Happened};
 use nimgate_core::limit::home::{Company, Home, QUIET};
-use nimgate_core::limit::ledger::{GRACE, Ledger, Rules};
+use nimgate_core::limit::ledger::{GRACE, Ledger};
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::outcome::Outcome;
 use nimgate_core::priority::{LANES, Lane, Priority};
 use nimgate_core::request::Request;

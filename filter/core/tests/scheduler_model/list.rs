@@ -4,8 +4,8 @@
 //! One thing it can't know by itself: from when on requests of a model that is slowed may go. That is the rate
 //! controller's affair, so it is told ([`List::told_openings`]).
 
-use nimgate_core::control::scope::ModelKey;
-use nimgate_core::limit::ledger::Rules;
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::model::ModelKey;
 use nimgate_core::outcome::Outcome;
 use nimgate_core::priority::{LANES, Lane, Priority};
 use nimgate_core::supply::bucket::TOKEN;

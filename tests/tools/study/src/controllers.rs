@@ -1,4 +1,4 @@
-//! The controllers compared. Each sets the pace of the same queue, bucket and window guard.
+//! The controllers compared. Each sets the rate of the same queue, bucket and window guard.
 
 use crate::demand::Request;
 use nimgate_core::control::rate::RetreatRules;
@@ -27,7 +27,7 @@ pub struct Feedback {
     pub retry_after: Option<Micros>,
 }
 
-/// What sets the pace.
+/// What sets the rate.
 pub trait Controller {
     /// Lets time pass.
     fn advance(&mut self, now: Instant);

@@ -1,4 +1,4 @@
-//! One run: demand, the filter's queue, bucket and window guard, a controller that sets their pace, and the upstream.
+//! One run: demand, the filter's queue, bucket and window guard, a controller that sets their rate, and the upstream.
 
 use crate::controllers::{Controller, Feedback};
 use crate::demand::{LEVELS, Request, TIMEOUTS, exponential};
@@ -214,7 +214,7 @@ pub fn run(
             idle_since = None;
             continue;
         }
-        // Look again when a token may be there, or soon, since answers and time change the pace.
+        // Look again when a token may be there, or soon, since answers and time change the rate.
         let token = bucket
             .ready_at(controller.flow())
             .max(guard.opens_at(quota, instant, 1))

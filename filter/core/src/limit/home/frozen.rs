@@ -1,8 +1,10 @@
 //! Version 1's record while the ledger lives elsewhere: what is written there, and what is read from it.
 
+use super::super::form::{Form, known_to_version_1};
 use super::super::in_use::InUse;
-use super::super::ledger::{Form, Ledger, Rules};
-use super::super::record::v1::{LineV1, NEVER, Record, known_to_it};
+use super::super::ledger::Ledger;
+use super::super::record::v1::{LineV1, NEVER, Record};
+use super::super::rules::Rules;
 use super::LEASE;
 use crate::control::rate::Phase;
 use crate::priority::LANES;
@@ -100,7 +102,7 @@ pub(super) fn unmarked(mut record: Record, marker: Marker, rules: Rules, now: In
         record.account.cut_at = Instant::ZERO;
     }
     let is_overridden = record.rules != record.configured;
-    let is_ours = record.configured == known_to_it(&rules);
+    let is_ours = record.configured == known_to_version_1(&rules);
     let mut ledger = Ledger::from(record);
     let (active, configured, epoch) = (*ledger.rules(), *ledger.configured(), ledger.epoch());
     let configured = if is_ours { rules } else { configured };
@@ -126,7 +128,7 @@ pub(super) fn thawed(mut ledger: Ledger, frozen: &Record, generation: u64, now: 
         return Record { mark: now.as_micros(), ..Record::from(&ledger) };
     };
     let granted = served_in(frozen).saturating_sub(marker.served);
-    let has_adopted = !is_sentinel(&frozen.configured) && frozen.configured != known_to_it(ledger.configured());
+    let has_adopted = !is_sentinel(&frozen.configured) && frozen.configured != known_to_version_1(ledger.configured());
     let mut live = if marker.is_closed {
         if has_adopted {
             // What that does to the rate is seen with the next decision.

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::control::answer::Signal;
-use crate::control::scope::ModelName;
 use crate::event::Event;
+use crate::model::ModelName;
 use crate::order::peers::{Head, LINE_TTL, WORKERS_MAX};
 use crate::priority::Priority;
 use crate::units::RequestId;

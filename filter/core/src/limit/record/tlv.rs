@@ -18,10 +18,12 @@
 //! Reading never panics and believes nothing: a value out of range, a section twice or one that is missing refuses the
 //! whole record, and the caller begins with an empty bucket.
 
+use super::super::form::Form;
 use super::super::in_use::InUse;
-use super::super::ledger::{Form, Ledger};
-use crate::control::pace::Pace;
-use crate::control::scope::{ModelKey, Models, SLOWED_MAX};
+use super::super::ledger::Ledger;
+use crate::control::controller::RateController;
+use crate::control::scope::{Models, SLOWED_MAX};
+use crate::model::ModelKey;
 use crate::order::peers::{Line, Peers, WORKERS_MAX};
 use crate::units::{Instant, WorkerId};
 use bytes::{Reader, Writer};
@@ -314,7 +316,7 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
         guard: window?,
         owed: owed.unwrap_or(0),
         recent: recent.unwrap_or_default(),
-        pace: Pace { account: account?, models },
+        controller: RateController { account: account?, models },
         due,
         freed_at: freed_at.unwrap_or_default(),
         served: served.unwrap_or_default(),
@@ -341,16 +343,16 @@ impl Writer {
         if ledger.owed > 0 {
             self.section(tag::OWED, |out| out.number(u64::from(ledger.owed)));
         }
-        self.section(tag::ACCOUNT, |out| out.retreat(&ledger.pace.account));
-        if !ledger.pace.models.seen.is_empty() {
-            self.section(tag::SEEN, |out| out.seen(&ledger.pace.models.seen));
+        self.section(tag::ACCOUNT, |out| out.retreat(&ledger.controller.account));
+        if !ledger.controller.models.seen.is_empty() {
+            self.section(tag::SEEN, |out| out.seen(&ledger.controller.models.seen));
         }
-        if let Some(books) = &ledger.pace.models.books
+        if let Some(books) = &ledger.controller.models.books
             && !books.books.is_empty()
         {
             self.section(tag::BOOKS, |out| out.books(books));
         }
-        for slowed in &ledger.pace.models.slowed {
+        for slowed in &ledger.controller.models.slowed {
             self.section(tag::SLOWED, |out| {
                 out.slowed(slowed);
                 if let Some((_, raw)) = kept.slowed.iter().find(|(key, _)| *key == slowed.key) {
@@ -372,7 +374,7 @@ impl Writer {
         for line in ledger.peers.lines() {
             let kept = kept.lines.iter().find(|(worker, _)| *worker == line.worker);
             let unknown = kept.map_or(&[][..], |(_, raw)| raw);
-            self.section(tag::LINE, |out| out.line(line, &ledger.pace.models.slowed, unknown));
+            self.section(tag::LINE, |out| out.line(line, &ledger.controller.models.slowed, unknown));
         }
     }
 }

@@ -8,14 +8,17 @@
 //! otherwise: the time of a contender that is none, and the time of a turn that is due to nobody. [`Record::mark`] lies
 //! there. Whatever that module writes is without a mark, which tells its writes from ours.
 
+use super::super::form::{Form, known_to_version_1};
 use super::super::in_use::InUse;
-use super::super::ledger::{Due, Form, Ledger, Rules, Served};
+use super::super::ledger::{Due, Ledger, Served};
+use super::super::rules::Rules;
 use super::super::rules::Timeouts;
-use crate::control::pace::Pace;
+use crate::control::controller::RateController;
 use crate::control::rate::curve::Curve;
 use crate::control::rate::meter::{self, Cell, Meter};
 use crate::control::rate::{Phase, Retreat, RetreatRules};
-use crate::control::scope::{ModelKey, ModelName, Models, NAME_BYTES, SEEN_MAX, SLOWED_MAX, Seen, Slowed};
+use crate::control::scope::{Models, SEEN_MAX, SLOWED_MAX, Seen, Slowed};
+use crate::model::{ModelKey, ModelName, NAME_BYTES};
 use crate::order::peers::{self, Head, Load, Peers, WORKERS_MAX};
 use crate::priority::{LANES, Lane, Priority};
 use crate::supply::bucket::Bucket;
@@ -92,23 +95,12 @@ pub struct Contender {
 /// The time of a head of line that may not go yet.
 pub const NEVER: Instant = Instant::from_micros(u64::MAX);
 
-/// These rules as version 1 knows them; other knobs have their defaults. Its margin of the window is none of its rules
-/// (see [`WindowGuard::as_in_version_1`]).
-pub fn known_to_it(rules: &Rules) -> Rules {
-    let Rules { capacity, window, shadow, queue_max, may_fall_back, aging, timeouts, retreat, .. } = *rules;
-    let Timeouts { low, others, .. } = timeouts;
-    let timeouts = Timeouts { low, others, ..Timeouts::DEFAULT };
-    let window_margin = Micros::ZERO;
-    let known = Rules { capacity, window, window_margin, shadow, queue_max, may_fall_back, aging, ..Rules::DEFAULT };
-    Rules { timeouts, retreat, ..known }
-}
-
 impl From<&Ledger> for Record {
     fn from(ledger: &Ledger) -> Self {
         let (window, cell, counts) = ledger.guard.parts();
         Self {
-            rules: known_to_it(ledger.rules()),
-            configured: known_to_it(ledger.configured()),
+            rules: known_to_version_1(ledger.rules()),
+            configured: known_to_version_1(ledger.configured()),
             epoch: ledger.epoch(),
             // No connection is newer than this one, so version 1 brings no former configuration back by itself.
             newest: u64::MAX,
@@ -117,8 +109,8 @@ impl From<&Ledger> for Record {
             window: (window, cell),
             counts: *counts,
             owed: ledger.owed,
-            account: ledger.pace.account,
-            models: ledger.pace.models.clone(),
+            account: ledger.controller.account,
+            models: ledger.controller.models.clone(),
             served: ledger.served,
             due: ledger.due,
             lines: ledger.peers.lines().iter().filter_map(LineV1::of).collect(),
@@ -172,7 +164,7 @@ impl From<Record> for Ledger {
             guard: WindowGuard::from_parts(window, newest, record.counts).as_in_version_1(),
             owed: record.owed,
             recent: RecentGrants::default(),
-            pace: Pace { account: record.account, models: record.models },
+            controller: RateController { account: record.account, models: record.models },
             due: record.due,
             freed_at: Instant::ZERO,
             served: record.served,
@@ -515,7 +507,7 @@ impl Reader<'_> {
             shadow: self.flag()?,
             ..Rules::DEFAULT
         };
-        (capacity > 0).then_some(known_to_it(&rules))
+        (capacity > 0).then_some(known_to_version_1(&rules))
     }
 
     fn rate(&mut self) -> Option<MilliRpm> {

@@ -3,44 +3,44 @@
 use super::{Controller, Feedback, capacity};
 use crate::demand::Request;
 use nimgate_core::control::answer::{self, Signal};
-use nimgate_core::control::pace::Pace;
+use nimgate_core::control::controller::RateController;
 use nimgate_core::control::rate::RetreatRules;
-use nimgate_core::control::scope::{ModelKey, ModelName};
+use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::supply::bucket::Flow;
 use nimgate_core::units::{Instant, MilliRpm};
 
 pub struct Ours {
     rules: RetreatRules,
-    pace: Pace,
+    controller: RateController,
 }
 
 impl Ours {
     pub fn new(base: MilliRpm, probe_windows: u32) -> Self {
         let rules = RetreatRules { base, probe_windows, ..RetreatRules::DEFAULT };
-        Self { rules, pace: Pace::new(rules) }
+        Self { rules, controller: RateController::new(rules) }
     }
 }
 
 impl Controller for Ours {
     fn advance(&mut self, now: Instant) {
-        self.pace.advance(self.rules, now, &mut Vec::new());
+        self.controller.advance(self.rules, now, &mut Vec::new());
     }
 
     fn flow(&self) -> Flow {
-        let account = &self.pace.account;
+        let account = &self.controller.account;
         Flow { rate: account.rate(), capacity: account.burst(self.rules, capacity(self.rules.base)) }
     }
 
     fn closed_until(&self) -> Instant {
-        self.pace.account.closed_until()
+        self.controller.account.closed_until()
     }
 
     fn model_open_at(&mut self, model: u64, _: Instant) -> Instant {
-        self.pace.models.open_at(key(model))
+        self.controller.models.open_at(key(model))
     }
 
     fn granted(&mut self, now: Instant, request: &Request) {
-        self.pace.granted(self.rules, now, key(request.model));
+        self.controller.granted(self.rules, now, key(request.model));
     }
 
     fn answered(&mut self, now: Instant, answer: &Feedback) {
@@ -49,7 +49,7 @@ impl Controller for Ours {
             (_, true) => Signal::WorkersFull,
             _ => Signal::Throttled,
         };
-        self.pace.answer(
+        self.controller.answer(
             self.rules,
             now,
             answer::Answer {

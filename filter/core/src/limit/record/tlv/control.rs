@@ -6,7 +6,8 @@ use crate::control::books::{BOOKS_MAX, Book, Books};
 use crate::control::rate::curve::Curve;
 use crate::control::rate::meter::{self, Cell, Meter};
 use crate::control::rate::{Phase, Retreat};
-use crate::control::scope::{ModelKey, ModelName, NAME_BYTES, SEEN_MAX, Seen, Slowed};
+use crate::control::scope::{SEEN_MAX, Seen, Slowed};
+use crate::model::{ModelKey, ModelName, NAME_BYTES};
 use crate::units::{MilliRpm, RATE_RPM_MAX};
 
 impl Writer {

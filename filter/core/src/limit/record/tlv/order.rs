@@ -2,8 +2,9 @@
 
 use super::bytes::{Reader, Writer};
 use super::once;
-use crate::control::scope::{ModelKey, SLOWED_MAX, Slowed};
+use crate::control::scope::{SLOWED_MAX, Slowed};
 use crate::limit::ledger::{Due, Served};
+use crate::model::ModelKey;
 use crate::order::peers::{Head, Line, Load};
 use crate::priority::{LANES, Lane, Priority};
 use crate::units::{Instant, WorkerId};

@@ -3,7 +3,7 @@
 use super::bytes::{Reader, Writer};
 use crate::control::rate::Phase;
 use crate::event::Shown;
-use crate::limit::ledger::Rules;
+use crate::limit::rules::Rules;
 
 impl Writer {
     pub(super) fn rules(&mut self, rules: &Rules, unknown: &[u8]) {

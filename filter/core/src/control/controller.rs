@@ -3,17 +3,18 @@
 use super::answer::{Answer, Signal};
 use super::books::Books;
 use super::rate::{Feedback, Retreat, RetreatRules, Transition};
-use super::scope::{Cause, ModelKey, Models};
+use super::scope::{Cause, Models};
+use crate::model::ModelKey;
 use crate::units::Instant;
 
 /// The rate controller of one limit, shared by all workers.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Pace {
+pub struct RateController {
     pub account: Retreat,
     pub models: Models,
 }
 
-impl Pace {
+impl RateController {
     /// The start: full speed for all.
     pub fn new(rules: RetreatRules) -> Self {
         Self { account: Retreat::new(rules), models: Models { books: Some(Books::default()), ..Models::default() } }
@@ -31,13 +32,13 @@ impl Pace {
         models.chain(self.account.due_at()).min()
     }
 
-    /// A token was granted. Call [`Pace::advance`] first.
+    /// A token was granted. Call [`RateController::advance`] first.
     pub fn granted(&mut self, rules: RetreatRules, now: Instant, model: ModelKey) {
         self.account.granted(rules, now);
         self.models.granted(rules, now, model);
     }
 
-    /// Takes in an answer. Call [`Pace::advance`] first. What changes its state is added to `changes`.
+    /// Takes in an answer. Call [`RateController::advance`] first. What changes its state is added to `changes`.
     pub fn answer(&mut self, rules: RetreatRules, now: Instant, answer: Answer, changes: &mut Vec<Transition>) {
         let (key, _) = answer.model;
         let feedback = |throttled| Feedback {
