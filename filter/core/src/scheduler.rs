@@ -441,12 +441,7 @@ impl Limit {
                 self.look_again_at = Some(now.after(again));
             }
         }
-        let before = queue.len();
-        shadow.cast(self.rules.shadow, arrival.as_ref(), &mut queue, &mut output, id, now);
-        if queue.len() < before {
-            // The ledger still counts those who were taken out.
-            self.look_again_at = Some(now);
-        }
+        shadow.cast(self.rules.shadow, arrival.as_ref(), &queue, &mut output, id, now);
         (self.queue, self.shadow) = (queue, shadow);
         output
     }
@@ -500,8 +495,11 @@ impl Limit {
                 events.push(Event::RecordUnreadable);
             }
             if fresh {
-                // The gauges may still hold lines that were lost; the workers publish theirs again.
-                events.push(Event::QueueCounted(snapshot.waiting));
+                // The gauges may still hold lines that were lost; the workers publish theirs again. Once is enough, by who
+                // takes note that it is no longer new: a count that comes late would undo what others have added since.
+                if me.is_some() {
+                    events.push(Event::QueueCounted(snapshot.waiting));
+                }
             } else if before != snapshot.waiting {
                 events.push(Event::QueueChanged(differences(before, snapshot.waiting)));
             }

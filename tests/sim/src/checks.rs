@@ -67,6 +67,8 @@ pub struct Limit {
     pub last_grant: u64,
     pub gate_until: u64,
     pub gate_commit: u64,
+    /// The number of the last change with an answer that opens the gate, and the latest grant that it may have been for.
+    pub opened: (u64, u64),
     /// The same for answers that left the controller at full speed.
     pub pause_until: u64,
     /// Whether the upstream has ever refused anything.
@@ -88,6 +90,8 @@ pub struct Limit {
     /// Whether the ledger is unreadable and nobody has found out yet.
     pub corrupt: bool,
     pub begun_anew: bool,
+    /// When the ledger that begins again was first written down, since it was corrupted.
+    pub begins_at: Option<u64>,
     /// The last grants, the oldest first: only their tokens can come back.
     pub recent: VecDeque<Recent>,
     /// Changes of the ledger that the reference bucket has not followed yet, the oldest first.
@@ -141,7 +145,8 @@ pub struct Checks {
     pub lenient: bool,
     /// Whether there has been another configuration, a crash, a step back of the clock.
     pub reloaded: bool,
-    pub crashed: bool,
+    /// How many VMs have crashed.
+    pub crashes: u64,
     pub stepped_back: bool,
     /// How many swaps in a row were lost by all workers together.
     pub lost_in_a_row: u64,
@@ -353,7 +358,7 @@ impl State {
             "I2" if checks.limits.iter().any(|limit| limit.begun_anew) => "I14",
             "I2" if checks.reloaded => "I15",
             "I8" | "I10" if checks.stepped_back => "I17",
-            "I8" | "I10" if checks.crashed => "I18",
+            "I8" | "I10" if checks.crashes > 0 => "I18",
             _ => number,
         }
     }
@@ -421,7 +426,8 @@ impl State {
         let limit = &mut self.checks.limits[l];
         limit.refill(at);
         if change.begins_anew {
-            (limit.level, limit.level_at) = (0, at);
+            (limit.level, limit.level_at) = (0, limit.begins_at.map_or(at, |begins| begins.min(at)));
+            limit.refill(at);
             limit.recent.clear();
         }
         if let Some((rate, capacity)) = change.flow {
@@ -578,8 +584,8 @@ impl State {
     /// How late anything may be that no fault of its own worker delays.
     pub fn lateness(&self) -> u64 {
         let f = &self.plan.faults;
-        // Workers that don't come are passed over one after the other.
-        let graces = 35 * MILLI * self.plan.workers as u64;
+        // Workers that don't come are passed over one after the other, VMs that crashed among them.
+        let graces = 35 * MILLI * (self.plan.workers as u64 + self.checks.crashes);
         let base = if self.plan.is_calm() { 20 * MILLI } else { 60 * MILLI + graces };
         let reload = if f.reloads { 150 * MILLI } else { 0 };
         let refusals = if f.refusals > 0 { 100 * MILLI } else { 0 };
@@ -645,7 +651,9 @@ impl State {
             }
             if limit.throttled {
                 // What the bucket has is not known, but at full speed a token comes in time all the same.
-                let Some(normal) = limit.normal_since.filter(|_| !self.checks.stepped_back) else { continue };
+                // Of two workers that set the gauge at once, the one with the older news is not heard.
+                let slow = self.limit_metric(l, "nimgate_retreat_state") != 0 || self.checks.stepped_back;
+                let Some(normal) = limit.normal_since.filter(|_| !slow) else { continue };
                 let token = TOKEN as u64 / limit.rate as u64;
                 if limit.versions.len() > 1 {
                     from = from.max(limit.changed_at + token);

@@ -47,6 +47,7 @@ impl World {
                     // Whoever finds it begins again, at that time, with an empty bucket.
                     if let Some(l) = l {
                         state.checks.limits[l].corrupt = true;
+                        state.checks.limits[l].begins_at = None;
                         state.checks.limits[l].begun_anew = true;
                     }
                     state.checks.lines_touched = true;
@@ -87,7 +88,7 @@ impl World {
         {
             let mut state = self.state.borrow_mut();
             state.note(|| format!("worker {vm} crashes"));
-            state.checks.crashed = true;
+            state.checks.crashes += 1;
             state.checks.lines_touched = true;
             for r in 0..state.requests.len() {
                 let (l, model) = (state.requests[r].limit, state.requests[r].model);

@@ -192,7 +192,10 @@ fn planted(machine: &Arc<Machine>, asked: &Asked, mut bugs: Vec<Bug>, host: bool
             requests += report.ends.values().sum::<u64>();
             let number = report.violation?.number;
             others.entry(number).or_default().push(seed);
-            bug.numbers.iter().any(|wanted| wanted == number).then_some((seed, number))
+            // A seed that breaks without the bug too says nothing of it.
+            let is_wanted = bug.numbers.iter().any(|wanted| wanted == number);
+            let is_its_own = || run(machine, Plan::new(seed, 150, asked.workers), None, false).violation.is_none();
+            (is_wanted && is_its_own()).then_some((seed, number))
         });
         (bug, found, others, requests)
     };

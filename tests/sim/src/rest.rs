@@ -103,7 +103,7 @@ impl State {
         let limit = &self.checks.limits[l];
         let (always, never) = (!limit.ever(|settings| !settings.shadow), !limit.ever(|settings| settings.shadow));
         let asked = limit.asked;
-        if (never && shadowed != 0) || (always && !self.checks.crashed && shadowed != asked) {
+        if (never && shadowed != 0) || (always && self.checks.crashes == 0 && shadowed != asked) {
             self.broken("I21", format!("shadow mode accounts for {shadowed} requests of limit {l}, of {asked}"));
         }
     }

@@ -245,7 +245,7 @@ impl World {
         {
             let state = self.state.borrow();
             let current = state.desks[vm].timers.get(&root).is_some_and(|(_, number)| *number == armed);
-            let stopped = state.mutant == Some(Mutant::CrashSpreads) && state.checks.crashed;
+            let stopped = state.mutant == Some(Mutant::CrashSpreads) && state.checks.crashes > 0;
             if !current || stopped || (state.mutant == Some(Mutant::DropTicks) && vm == 0) {
                 return;
             }

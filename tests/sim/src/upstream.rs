@@ -204,6 +204,9 @@ impl World {
         let slowed = state.limit_metric(l, "nimgate_models_slowed");
         let several = state.plan.world.models.len() > 1;
         let sure = state.plan.is_calm() && !state.checks.lines_touched && (!several || state.plan.races == 0);
+        // Who was quicker sets the gauges when its callback goes on.
+        let vm = request.worker;
+        let first = first && !state.checks.limits[l].changes.iter().any(|change| change.by != vm && !change.is_over);
         let limit = &mut state.checks.limits[l];
         let settings = limit.settings;
         let obeyed = status == 503 && pause.is_some() && settings.obey_503;
@@ -211,6 +214,7 @@ impl World {
             // Served, or an error that says nothing of the rate: a request sent after the last cut opens the gate.
             if !is_full {
                 limit.opens(opens_at);
+                limit.opened = limit.opened.max((commit.number, opens_at));
             }
             return;
         }
@@ -219,7 +223,9 @@ impl World {
         }
         let asked = pause.map_or(0, |pause| pause.min(settings.retry_after_max));
         let until = commit.at + asked;
-        if !several {
+        // An answer that another worker got within this callback may have opened it already.
+        let opened = limit.opened.0 > commit.number && limit.opened.1 >= commit.at;
+        if !several && !opened {
             // The clock may lag behind by then, but never run ahead, so the gate is never shorter than this.
             limit.gate_until = limit.gate_until.max(until);
             limit.gate_commit = limit.gate_commit.max(commit.number.max(1));
@@ -228,7 +234,7 @@ impl World {
             limit.pause_until = limit.pause_until.max(until);
         }
         let surely_fresh = granted.at >= limit.cut_at && granted.number > 0;
-        if !several && sure && surely_fresh && asked > 0 {
+        if !several && !opened && sure && surely_fresh && asked > 0 {
             limit.half_open = Some((commit.number, 0));
         }
         if granted_at >= limit.cut_at {

@@ -5,6 +5,7 @@ use crate::view::{Counters, read_ledger};
 use nimgate_config::Config;
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::record::tlv;
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::store::MemoryStore;
@@ -25,7 +26,7 @@ fn rules() -> Rules {
 
 fn view(name: &str, ledger: &Ledger) -> LimitView {
     let mut store = MemoryStore::at(now());
-    store.swap(&Ledger::key(name), &ledger.encode(), None).unwrap();
+    store.swap(&tlv::key(name), &ledger.encode(), None).unwrap();
     LimitView {
         name: name.to_owned(),
         is_configured: true,

@@ -3,6 +3,7 @@
 use super::*;
 use nimgate_config::Config;
 use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::record::tlv;
 use nimgate_core::store::MemoryStore;
 use nimgate_core::units::{Instant, Micros, MilliRpm};
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
@@ -19,13 +20,13 @@ fn store() -> (MemoryStore, Vec<String>) {
     for name in &names {
         let rules = Config::parse(b"").unwrap().limits[0].rules;
         let ledger = Ledger::new(rules, rules.capacity, now());
-        store.swap(&Ledger::key(name), &ledger.encode(), None).unwrap();
+        store.swap(&tlv::key(name), &ledger.encode(), None).unwrap();
     }
     (store, names)
 }
 
 fn ledger(store: &mut MemoryStore, name: &str) -> Ledger {
-    Ledger::decode(&store.load(&Ledger::key(name)).unwrap().unwrap().0).unwrap()
+    Ledger::decode(&store.load(&tlv::key(name)).unwrap().unwrap().0).unwrap()
 }
 
 fn refused(body: &str, names: &[String], store: &mut MemoryStore) -> (u16, String) {
@@ -87,8 +88,8 @@ fn the_only_limit_need_not_be_named() {
 #[test]
 fn a_record_that_can_not_be_read_is_left_alone() {
     let (mut store, names) = store();
-    let (_, version) = store.load(&Ledger::key("a")).unwrap().unwrap();
-    store.swap(&Ledger::key("a"), b"rubbish", Some(version)).unwrap();
+    let (_, version) = store.load(&tlv::key("a")).unwrap().unwrap();
+    store.swap(&tlv::key("a"), b"rubbish", Some(version)).unwrap();
     assert_eq!(refused(r#"{"limit": "a", "rate_rpm": 30}"#, &names, &mut store).0, 503);
-    assert_eq!(store.load(&Ledger::key("a")).unwrap().unwrap().0, b"rubbish");
+    assert_eq!(store.load(&tlv::key("a")).unwrap().unwrap().0, b"rubbish");
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::view::read_ledger;
 use nimgate_config::Config;
 use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::record::tlv;
 use nimgate_core::model::ModelKey;
 use nimgate_core::order::queue::Queue as Line;
 use nimgate_core::request::Request;
@@ -30,7 +31,7 @@ fn view(name: &str) -> LimitView {
         }
     }
     let mut store = MemoryStore::at(at(1));
-    store.swap(&Ledger::key(name), &ledger.encode(), None).unwrap();
+    store.swap(&tlv::key(name), &ledger.encode(), None).unwrap();
     let mut counters = Counters::default();
     counters.outcomes[Outcome::Forwarded.index()] = 5;
     counters.outcomes[Outcome::RateLimited.index()] = 2;

@@ -124,11 +124,6 @@ impl Ledger {
         self
     }
 
-    /// The key under which the ledger of a limit lies in the store.
-    pub fn key(limit: &str) -> String {
-        format!("nimgate/{VERSION}/ledger/{limit}")
-    }
-
     /// The active rules.
     pub fn rules(&self) -> &Rules {
         &self.in_use.rules

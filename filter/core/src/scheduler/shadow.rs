@@ -29,7 +29,7 @@ impl Shadow {
         &mut self,
         on: bool,
         arrival: Option<&Request>,
-        queue: &mut Queue,
+        queue: &Queue,
         output: &mut Output,
         id: LimitId,
         now: Instant,
@@ -71,10 +71,8 @@ impl Shadow {
                 }
             }
         } else {
-            // The mode was switched off: those who are gone must not take tokens from those who wait.
-            for (request, _) in self.gone.drain() {
-                queue.remove(request);
-            }
+            // The mode was switched off, and the decision that saw it has taken those who are gone out of the queue.
+            self.gone.clear();
         }
         output.actions = done;
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::rate::{Phase, Transition};
+use crate::limit::record::tlv;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -268,7 +269,7 @@ fn whoever_follows_the_events_knows_the_states() {
                     }
                 }
             }
-            let (bytes, _) = store.load(&Ledger::key("nvidia")).unwrap().unwrap();
+            let (bytes, _) = store.load(&tlv::key("nvidia")).unwrap().unwrap();
             let ledger = Ledger::decode(&bytes).unwrap();
             assert_eq!(ledger.retreat().phase(), account);
             let is: std::collections::BTreeMap<String, Phase> = ledger

@@ -5,6 +5,7 @@ use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::event::{Event as Happening, Happened};
 use nimgate_core::limit::home::{Company, Home, QUIET};
 use nimgate_core::limit::ledger::{GRACE, Ledger};
+use nimgate_core::limit::record::tlv;
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::outcome::Outcome;
@@ -156,7 +157,7 @@ impl Fleet {
 
     /// What the ledger of a limit says now.
     pub fn ledger(&mut self, limit: usize) -> Rc<Ledger> {
-        let key = Ledger::key(&self.limits[limit].name);
+        let key = tlv::key(&self.limits[limit].name);
         let (bytes, version) = self.store.inner.load(&key).ok().flatten().expect("a record");
         if let Some((at, of, ledger)) = &self.limits[limit].read
             && (*at, *of) == (self.now, version)
@@ -181,7 +182,7 @@ impl Fleet {
     /// Lets the lists do what is due now, and tells them from when on slowed models may go after that.
     fn lists_settle(&mut self) {
         for limit in 0..if self.with_lists { self.limits.len() } else { 0 } {
-            let key = Ledger::key(&self.limits[limit].name);
+            let key = tlv::key(&self.limits[limit].name);
             let (bytes, version) = self.store.inner.load(&key).ok().flatten().expect("a record");
             let Limit { list, granted, openings, .. } = &mut self.limits[limit];
             list.settle();
@@ -213,7 +214,7 @@ impl Fleet {
         let output = call(&mut self.workers[at], WorkerId(at as u32 + 1), &mut self.store);
         // Who looked decided by what time had changed until then.
         for (limit, ledger) in self.limits.iter_mut().zip(&may_go_before) {
-            if self.with_lists && self.store.looked.contains(&Ledger::key(&limit.name)) {
+            if self.with_lists && self.store.looked.contains(&tlv::key(&limit.name)) {
                 limit.list.told_openings(&ledger.models().openings().into_iter().collect(), &limit.granted);
             }
         }

@@ -87,7 +87,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
                 return INTERNAL_FAILURE;
             }
             world.race();
-            let ledger = ledger_of(&key);
+            let (ledger, of) = (ledger_of(&key), limit_at(&key));
             let (done, commit, decided) = world.swap(vm, key, value, cas);
             let frame = &mut call.data_mut().frame;
             if let Some(l) = ledger {
@@ -97,6 +97,12 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             if frame.lost_in_a_row > 16 {
                 world.state.borrow_mut().broken("I13", "a decision is made again for the 17th time".to_owned());
             }
+            if let (true, None, Some(l)) = (done, ledger, of) {
+                // Where the move to this version's record breaks off here, the bucket begins all the same.
+                let at = frame.read_at;
+                world.state.borrow_mut().checks.limits[l].begins_at.get_or_insert(at);
+            }
+            let frame = &mut call.data_mut().frame;
             if let (true, true, Some(l)) = (done, decided, ledger) {
                 // The filter reads the clock after the ledger, so the last reading is the decision's time.
                 let made = Commit { number: commit, at: frame.read_at };
