@@ -22,7 +22,7 @@ impl Lock for LoomLock {
 
 const CAPACITY: u32 = 1;
 
-/// Loom's threads have 32 KiB of stack unless told otherwise. A decision takes 30 of them: the ledger is some kilobytes
+/// Loom's threads have 32 KiB of stack by default. A decision takes 30 of them: the ledger is some kilobytes
 /// large and lies in several frames at once (12 KiB in `Home::decide`, 5 in `Limit::transact`, 6 where the record is
 /// read), and loom's own lock takes 9 more. Loom passes the number on to `generator`, which counts words.
 const STACK_WORDS: usize = 512 * 1024 / size_of::<usize>();

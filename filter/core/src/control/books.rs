@@ -102,7 +102,7 @@ impl Books {
         }
     }
 
-    /// Closes a model's book: what becomes of it is told elsewhere from now on.
+    /// Closes a model's book: its answers are counted by its own rate controller from now on.
     pub fn close(&mut self, key: ModelKey) {
         self.books.retain(|book| book.key != key);
     }
@@ -151,7 +151,7 @@ impl Books {
 
 /// How unlikely it is that `refused` or more are refused where `expected` are on average, in nats (Chernoff's bound for
 /// Poisson's distribution).
-pub(crate) fn chernoff(refused: f64, expected: f64) -> f64 {
+fn chernoff(refused: f64, expected: f64) -> f64 {
     if refused <= expected {
         0.0
     } else {

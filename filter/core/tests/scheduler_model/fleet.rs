@@ -374,8 +374,8 @@ impl Fleet {
     /// Checks that no token is there for longer than a grace for each worker that stalls while someone waits elsewhere.
     /// It holds where nothing but the bucket bounds what is granted.
     fn no_token_idles(&mut self) {
-        // Who looks in this moment may yet take it: what frees a token for a worse one, as a change of the rules can, is
-        // told to all at once.
+        // Who looks in this moment may yet take it: a change of the rules can free a token for a worse one, and all look
+        // at once then.
         if (0..WORKERS).any(|at| self.next(at).is_some_and(|due| due <= self.now)) {
             return;
         }

@@ -18,9 +18,9 @@ impl RetreatRules {
 }
 
 impl Retreat {
-    /// The start of a model that has just been refused: `let_in` is the rate of what the
-    /// upstream admitted of late, and how many requests in a window it is slowed to at least. With
-    /// `half_open` one request at a time is let through until one is served.
+    /// The start of a model that has just been refused. `let_in` is the rate of what the upstream admitted of late, `least`
+    /// how many requests in a window it is slowed to at least. With `half_open` one request at a time is let through until
+    /// one is served.
     pub fn begin(
         rules: RetreatRules,
         now: Instant,
