@@ -5,7 +5,7 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use nimgate_core::control::rate::RetreatRules;
-use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::ledger::{Held, Ledger};
 use nimgate_core::limit::record::v1;
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::model::ModelKey;
@@ -44,7 +44,7 @@ fn record(workers: u32, queue: &Queue, now: Instant) -> Vec<u8> {
     for worker in (1..=workers).rev() {
         ledger.advance(now, &mut Vec::new());
         let queue = if worker == 1 { queue } else { &other };
-        ledger.turn(WorkerId(worker), queue, 0, None, now, &mut Vec::new());
+        ledger.turn(WorkerId(worker), queue, Held::default(), None, now, &mut Vec::new());
     }
     ledger.encode()
 }
@@ -54,7 +54,7 @@ fn transact(record: &[u8], queue: &Queue, arrival: Option<Request>, now: Instant
     let Some(mut ledger) = Ledger::decode(record) else { return (Vec::new(), 0) };
     let mut events = Vec::new();
     ledger.advance(now, &mut events);
-    let (turn, _) = ledger.turn(WorkerId(1), queue, 0, arrival.as_ref(), now, &mut events);
+    let (turn, _) = ledger.turn(WorkerId(1), queue, Held::default(), arrival.as_ref(), now, &mut events);
     (ledger.encode(), turn.granted.len())
 }
 

@@ -8,7 +8,7 @@ use crate::control::answer::Answer;
 use crate::event::{Event, Happened};
 use crate::limit::form::Form;
 use crate::limit::home::{Company, Home, Past};
-use crate::limit::ledger::{Admission, Ledger, Snapshot};
+use crate::limit::ledger::{Admission, Held, Ledger, Snapshot};
 use crate::limit::rules::Rules;
 use crate::order::queue::Queue;
 use crate::outcome::Outcome;
@@ -81,6 +81,9 @@ struct Limit {
     /// version 1 does not know in full.
     rules: Rules,
     configured: Rules,
+    /// A configuration that the store refused to take.
+    untold: Option<Untold>,
+    recount: Recount,
     queue: Queue,
     /// What the requests hold that were granted here and whose streams have not ended.
     reservations: HashMap<RequestId, Reservation>,
@@ -91,6 +94,58 @@ struct Limit {
     look_again_at: Option<Instant>,
     /// When to look at it once more so that the gauges show its state at rest.
     refresh_at: Option<Instant>,
+}
+
+/// Configured rules that the ledger does not know yet, and those that were configured when it should have learnt of them. If
+/// it has others by now, some other worker has told it of a later configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Untold {
+    rules: Rules,
+    before: Option<Rules>,
+}
+
+impl Untold {
+    fn is_due(&self, ledger: &Ledger) -> bool {
+        !ledger.is_configured_with(&self.rules) && self.before.is_none_or(|before| ledger.is_configured_with(&before))
+    }
+}
+
+/// A worker that finds a new ledger sets the gauges of who waits to what that says. Another may add to them between the two,
+/// so they are set once more when nobody has waited for a while.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Recount {
+    /// There is nothing to do.
+    Done,
+    /// When nobody waits.
+    AtRest,
+    /// Nobody has been seen waiting since then.
+    RestSince(Instant),
+}
+
+impl Recount {
+    /// Whether nobody has waited for so long that whoever changed that has also changed the gauges.
+    fn is_due(self, snapshot: &Snapshot, now: Instant) -> bool {
+        let rested = matches!(self, Self::RestSince(since) if now.since(since) >= GAUGES_LAG_MAX);
+        rested && snapshot.waiting == [0; LANES]
+    }
+
+    /// What is to be done after a look, which may have set the gauges.
+    fn after(self, is_counted: bool, is_new: bool, snapshot: &Snapshot, now: Instant) -> Self {
+        let is_empty = snapshot.waiting == [0; LANES];
+        match self {
+            _ if is_counted => {
+                if is_new {
+                    Self::AtRest
+                } else {
+                    Self::Done
+                }
+            }
+            Self::Done => Self::Done,
+            Self::RestSince(since) if is_empty => Self::RestSince(since),
+            _ if is_empty => Self::RestSince(now),
+            _ => Self::AtRest,
+        }
+    }
 }
 
 impl Scheduler {
@@ -120,7 +175,8 @@ impl Scheduler {
     /// waiting, under the new rules. The last configuration that names a limit wins.
     pub fn configure<S: Store>(&mut self, name: &str, rules: Rules, store: &mut S) -> (LimitId, Vec<Happened>) {
         let id = self.next_id(name);
-        if id.0 == self.limits.len() {
+        let is_new = id.0 == self.limits.len();
+        if is_new {
             self.limits.push(Limit::new(name, rules, self.company));
         }
         let mut events = Vec::new();
@@ -129,6 +185,11 @@ impl Scheduler {
             // too, since the others must know of them if there is a cap now.
             let is_idle = limit.queue.is_empty() && limit.reservations.is_empty();
             limit.look_again_at = (!is_idle).then_some(Instant::ZERO);
+            // This one comes later than one that could not be told.
+            let before = match limit.untold.take() {
+                Some(untold) => untold.before,
+                None => Some(limit.configured).filter(|_| !is_new),
+            };
             let adopted = limit.transact(id, store, &mut events, &mut |ledger, fresh, now, events| {
                 let changed = !ledger.is_configured_with(&rules);
                 if changed {
@@ -142,6 +203,7 @@ impl Scheduler {
             limit.configured = rules;
             if adopted.is_err() {
                 limit.rules = rules;
+                limit.untold = Some(Untold { rules, before });
                 events.push((id, Event::StoreFailed));
             }
             limit.queue.set_timeouts(limit.rules.timeouts);
@@ -321,6 +383,21 @@ struct Decided {
     wakes: Vec<WorkerId>,
 }
 
+/// What a worker has seen and done at the ledger.
+struct Looked {
+    decided: Decided,
+    /// The active rules and the configured ones.
+    rules: (Rules, Rules),
+    is_new: bool,
+    /// Whether the ledger knows what waits here.
+    is_known: bool,
+    /// Whether the gauges show something else than what is so by now.
+    gauges_lag: bool,
+    /// When the line of a worker that stays silent goes.
+    expires_at: Option<Instant>,
+    events: Vec<Event>,
+}
+
 impl Limit {
     fn new(name: &str, rules: Rules, company: Company) -> Self {
         Self {
@@ -329,6 +406,8 @@ impl Limit {
             me: None,
             rules,
             configured: rules,
+            untold: None,
+            recount: Recount::Done,
             queue: Queue::new(rules.timeouts),
             reservations: HashMap::new(),
             unused: Vec::new(),
@@ -349,6 +428,7 @@ impl Limit {
         self.me = Some(worker);
         let (mut expired, mut arrival) = (Vec::new(), None);
         let in_flight = u32::try_from(self.reservations.len()).unwrap_or(u32::MAX);
+        let held = Held { in_flight, taken_back: !self.unused.is_empty() };
         let mut output = Output::default();
         // These are lent to the decision while the rest of the limit runs the transaction.
         let (mut queue, mut shadow) = (core::mem::take(&mut self.queue), core::mem::take(&mut self.shadow));
@@ -368,7 +448,7 @@ impl Limit {
                 events.push(Event::Unused { returned: ledger.take_back(reservation, now) });
             }
             queue.set_governed(ledger.models().slowed().iter().map(|slowed| slowed.key));
-            let (turn, changed) = ledger.turn(worker, &queue, in_flight, arrival.as_ref(), now, events);
+            let (turn, changed) = ledger.turn(worker, &queue, held, arrival.as_ref(), now, events);
             let estimates = Lane::ALL.map(|lane| ledger.turn_estimate(lane, now));
             turned = Some((turn, estimates));
             changed || !unused.is_empty()
@@ -423,8 +503,10 @@ impl Limit {
                 self.look_again_at = turn.look_again_at.map(|at| at.min(now.after(HEARTBEAT)));
             }
             Err(error) => {
-                // Nothing was decided: who waits keeps waiting, an arrival among them, and it is tried again at once.
+                // Nothing was decided: who waits keeps waiting, an arrival among them, and it is tried again at once. A wait
+                // that is over is over all the same.
                 self.unused = unused;
+                expired.extend(queue.take_expired(now));
                 if arrival.is_none() {
                     arrival = new.map(|new| queue.push(new, now));
                 }
@@ -474,7 +556,8 @@ impl Limit {
         decide: &mut Decide<'_>,
     ) -> Result<Decided, StoreError> {
         let (me, active, configured) = (self.me, self.rules, self.configured);
-        let decided = self.home.decide(me, configured, store, |mut ledger, past, now| {
+        let (untold, recount) = (self.untold, self.recount);
+        let looked = self.home.decide(me, configured, store, |mut ledger, past, now| {
             let mut events = Vec::new();
             let Past { is_new: fresh, was_damaged: unreadable } = past;
             let before = ledger.peers().totals();
@@ -484,6 +567,10 @@ impl Limit {
             // set rules since.
             if fresh && ledger.epoch() == 1 && active != configured {
                 ledger.override_rules(active, now, &mut events);
+            }
+            if let Some(untold) = untold.filter(|untold| untold.is_due(&ledger)) {
+                ledger.adopt(untold.rules, now, &mut events);
+                events.push(Event::RulesConfigured { epoch: ledger.epoch(), rules: untold.rules });
             }
             ledger.advance(now, &mut events);
             let changed = decide(&mut ledger, fresh, now, &mut events);
@@ -502,6 +589,8 @@ impl Limit {
                 }
             } else if before != snapshot.waiting {
                 events.push(Event::QueueChanged(differences(before, snapshot.waiting)));
+            } else if recount.is_due(&snapshot, now) {
+                events.push(Event::QueueCounted(snapshot.waiting));
             }
             let (before, after) = (ledger.shown(), snapshot.shown());
             let rules = (*ledger.rules(), if ledger.form() == Form::Two { *ledger.configured() } else { configured });
@@ -519,8 +608,10 @@ impl Limit {
                 wakes.push(due);
             }
             let expires_at = ledger.peers().expires_at();
+            let is_known = me.is_some_and(|me| ledger.peers().knows(me));
             let value = write.then_some(ledger);
-            (value, (Decided { snapshot, now, wakes }, rules, gauges_lag, expires_at, events))
+            let decided = Decided { snapshot, now, wakes };
+            (value, Looked { decided, rules, is_new: fresh, is_known, gauges_lag, expires_at, events })
         });
         if let Some(form) = self.home.take_move() {
             events.push((id, Event::LedgerMoved(form)));
@@ -529,8 +620,16 @@ impl Limit {
             // The next turn wakes them.
             self.look_again_at = Some(Instant::ZERO);
         }
-        let (decided, rules, gauges_lag, expires_at, happened) = decided?;
+        let Looked { decided, rules, is_new, is_known, gauges_lag, expires_at, events: happened } = looked?;
         (self.rules, self.configured) = rules;
+        self.untold = None;
+        let is_counted = happened.iter().any(|event| matches!(event, Event::QueueCounted(_)));
+        self.recount = self.recount.after(is_counted, is_new, &decided.snapshot, decided.now);
+        if !is_known && !self.queue.is_empty() {
+            // A new ledger, say. It does not count who waits here, and what held them up may not hold any more. A turn, to
+            // which the queue is lent, sees to that itself.
+            self.look_again_at = Some(Instant::ZERO);
+        }
         let rules = self.rules;
         events.extend(happened.into_iter().map(|event| (id, event)));
         let snapshot = &decided.snapshot;
@@ -541,8 +640,10 @@ impl Limit {
         // A share of refusals must not look alarming for ever where nothing is asked for any more.
         let calm_at = (snapshot.throttled_permille > 0).then(|| decided.now.after(window));
         let lag = gauges_lag.then(|| decided.now.after(GAUGES_LAG_MAX));
+        let recount = (self.recount != Recount::Done).then(|| decided.now.after(HEARTBEAT));
         // A worker that is gone must not be counted for ever where nobody asks any more.
-        self.refresh_at = full_at.into_iter().chain(next_step).chain(calm_at).chain(lag).chain(expires_at).min();
+        let dates = [full_at, next_step, calm_at, lag, recount, expires_at];
+        self.refresh_at = dates.into_iter().flatten().min();
         Ok(decided)
     }
 }

@@ -9,7 +9,7 @@
 
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::rate::Phase;
-use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::ledger::{Held, Ledger};
 use nimgate_core::limit::record::tlv::{self, Decoded, Kept, Location, MoveState, Origin, Refusal};
 use nimgate_core::limit::record::v1;
 use nimgate_core::model::{ModelKey, ModelName};
@@ -280,7 +280,7 @@ fn a_large_record_is_small() {
             }
         }
         queue.set_governed(models.iter().copied());
-        ledger.turn(WorkerId(number), &queue, 0, None, now, &mut Vec::new());
+        ledger.turn(WorkerId(number), &queue, Held::default(), None, now, &mut Vec::new());
     }
     let bytes = tlv::encode(location(), Some(&ledger), &Kept::default());
     println!("64 workers in 9 classes, 8 slowed models: version 1 {before} bytes, version 2 {}", bytes.len());

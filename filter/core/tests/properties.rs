@@ -1,7 +1,7 @@
 //! Bucket, queue and ledger under any sequence of events, against models that are too simple to be wrong.
 
 use nimgate_core::control::rate::{FORGET_WINDOWS, Feedback, Phase, Retreat, RetreatRules};
-use nimgate_core::limit::ledger::{Admission, GRACE, Ledger};
+use nimgate_core::limit::ledger::{Admission, GRACE, Held, Ledger};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::model::ModelKey;
 use nimgate_core::order::key::OrderRule;
@@ -14,7 +14,7 @@ use nimgate_core::units::{Instant, Micros, MilliRpm, RequestId, WorkerId};
 use proptest::prelude::*;
 
 fn cases() -> ProptestConfig {
-    ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig { cases: 5_000, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 fn rules(rpm: u32, capacity: u32, queue_max: u32) -> Rules {
@@ -233,7 +233,7 @@ proptest! {
             naive.pass_over(worker, &queues, now);
             ledger.advance(now, &mut Vec::new());
             let id = WorkerId(worker as u32 + 1);
-            let (turn, _) = ledger.turn(id, &queues[worker], 0, arrival.as_ref(), now, &mut Vec::new());
+            let (turn, _) = ledger.turn(id, &queues[worker], Held::default(), arrival.as_ref(), now, &mut Vec::new());
             naive.spoke(worker, now);
             for (waiting, _) in &turn.granted {
                 let removed = queues[worker].remove(waiting.id);
@@ -412,7 +412,7 @@ proptest! {
             }
             let request = Request::new(RequestId(id as u32), Lane::Queued(Priority::Normal), ModelKey::NONE);
             queue.push(request, now);
-            let (turn, _) = ledger.turn(WorkerId(1), &queue, 0, None, now, &mut events);
+            let (turn, _) = ledger.turn(WorkerId(1), &queue, Held::default(), None, now, &mut events);
             for (request, reservation) in turn.granted {
                 queue.remove(request.id);
                 // Most are sent as they are granted; of the others it shows later.

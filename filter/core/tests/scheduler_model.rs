@@ -361,7 +361,7 @@ proptest! {
 
 /// Fewer cases than by default, since there are many of these worlds; `PROPTEST_CASES` counts all the same.
 fn fewer() -> ProptestConfig {
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { 100 };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { ProptestConfig::default().cases } else { 1_000 };
     ProptestConfig { failure_persistence: None, cases, ..ProptestConfig::default() }
 }
 

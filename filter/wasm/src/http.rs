@@ -174,7 +174,7 @@ impl Http {
         };
         if passes {
             stream.set_state(StreamState::Passed);
-            worker::with(|worker| worker.metrics.passed());
+            worker::with(|worker| worker.passed(stream.context()));
             return Action::Continue;
         }
         if ends_here { Self::body_complete(stream) } else { Action::Pause }

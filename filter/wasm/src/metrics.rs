@@ -30,6 +30,8 @@ pub struct Metrics {
     ids: HashMap<Key, u32>,
     names: Vec<String>,
     models: ModelNames,
+    /// Requests that passed through and are not in Envoy's stats yet.
+    uncounted: u32,
 }
 
 /// Which stat: the metric, the limit (by number, or none), and the place of a further label in its closed list.
@@ -177,9 +179,18 @@ impl Metrics {
         self.add(Key(Metric::Requests, limit.map(|id| id.0), priority.name(), outcome.label()), 1);
     }
 
-    /// A request passed through.
+    /// A request passed through. It is in Envoy's stats after the next [`count_passed`](Self::count_passed), since a host
+    /// call for each costs more than one for many.
     pub fn passed(&mut self) {
-        self.add(Key(Metric::Passthrough, None, "", ""), 1);
+        self.uncounted = self.uncounted.saturating_add(1);
+    }
+
+    /// Counts the requests that have passed through since the last time.
+    pub fn count_passed(&mut self) {
+        let passed = core::mem::take(&mut self.uncounted);
+        if passed > 0 {
+            self.add(Key(Metric::Passthrough, None, "", ""), i64::from(passed));
+        }
     }
 
     /// A body was classified, or could not be.

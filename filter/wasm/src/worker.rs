@@ -56,6 +56,10 @@ pub struct Worker {
     predecessors: Vec<WorkerId>,
     roots: RootContexts,
     armed_for: Option<Instant>,
+    /// Whether the timer has fired since it was armed. It repeats, so it must be armed again or switched off.
+    has_fired: bool,
+    /// When requests that passed through since the last time are counted; `None` if there are none.
+    count_at: Option<Instant>,
     /// The configurations that are in use, and some that were.
     plugins: Vec<Weak<Plugin>>,
     held: HashMap<RequestId, Rc<Stream>>,
@@ -136,6 +140,7 @@ impl Worker {
     /// The configuration of a root context is not used any more. Answers whether the context may go; the first may not while
     /// there are others, and goes with the last of them.
     pub fn root_done(&mut self, context: u32) -> bool {
+        self.count_passed();
         if context == self.roots.first {
             self.roots.is_used = false;
             if self.roots.others == 0 {
@@ -190,8 +195,8 @@ impl Worker {
 
     /// The timer fired, or another worker woke this one.
     pub fn wake(&mut self, woken: bool, running: ContextRef) {
-        // The timer repeats; what it was armed for is over, so that it is armed again or switched off below.
-        let over = if woken { None } else { self.armed_for.replace(Instant::ZERO) };
+        self.has_fired |= !woken;
+        let over = self.armed_for.filter(|_| !woken);
         if let Some(me) = self.me {
             let output = match over {
                 Some(at) if at > Instant::ZERO => self.scheduler.fired(at, me, &mut SharedData),
@@ -202,7 +207,29 @@ impl Worker {
         if !self.watched.is_empty() {
             self.check_watched(host::now(), running);
         }
+        self.count_passed();
         self.arm(running);
+    }
+
+    /// A request passes through, in one of its callbacks or on its behalf. It is counted together with those that come in
+    /// the next second.
+    pub fn passed(&mut self, running: ContextRef) {
+        self.metrics.passed();
+        if self.count_at.is_some() {
+            return;
+        }
+        let at = host::now().after(COUNT_TIME);
+        self.count_at = Some(at);
+        self.arm(running);
+        if self.armed_for.is_none_or(|armed| armed > at) {
+            // The host refused the timer.
+            self.count_passed();
+        }
+    }
+
+    fn count_passed(&mut self) {
+        self.count_at = None;
+        self.metrics.count_passed();
     }
 
     /// The stream is gone. Answers how it ended, if it was metered.
@@ -393,7 +420,7 @@ impl Worker {
         self.metrics.classified(classified.unclassifiable, classified.occurrence);
         match classified.decision {
             Decision::Pass => {
-                self.metrics.passed();
+                self.passed(running);
                 stream.set_state(StreamState::Passed);
                 true
             }
@@ -460,8 +487,9 @@ impl Worker {
         // What stays watched past its time is looked at again after a while.
         let watch = watch.map(|at| if at > now { at } else { now.after(WATCH_TIME) });
         // A VM that has never held a request has nothing to do for any, nor for the gauges.
-        let next = self.me.and_then(|_| self.scheduler.next_wakeup()).into_iter().chain(watch).min();
-        if next == self.armed_for {
+        let next =
+            self.me.and_then(|_| self.scheduler.next_wakeup()).into_iter().chain(watch).chain(self.count_at).min();
+        if next == self.armed_for && !self.has_fired {
             return;
         }
         let period = match next {
@@ -469,7 +497,7 @@ impl Worker {
             None => Micros::ZERO,
         };
         match host::set_timer(self.roots.first, running, period) {
-            Ok(()) => self.armed_for = next,
+            Ok(()) => (self.armed_for, self.has_fired) = (next, false),
             Err(refused) => host_refused("set timer", Some(refused)),
         }
     }
@@ -560,6 +588,9 @@ const PREDECESSORS_MAX: usize = 16;
 
 /// How long a body may be on its way before it is looked into whether the host hides it.
 const WATCH_TIME: Micros = Micros::from_secs(1);
+
+/// How long a request that passed through may be missing in Envoy's stats.
+const COUNT_TIME: Micros = Micros::from_secs(1);
 
 /// Marks the number of a worker that has no queue. The host counts queues from 1, so no token reaches it.
 const UNWAKEABLE: u32 = 0x8000_0000;

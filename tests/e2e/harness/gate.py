@@ -29,6 +29,8 @@ class Gate:
         self.direct = Client(fake.port)
         self.metrics = Client(envoy.ports.metrics)
         self.console = Client(envoy.ports.console)
+        # How many requests have passed through, where tests keep count of all of them.
+        self.passed = 0
 
     def raw(self) -> RawConnection:
         return RawConnection(self.envoy.ports.data)
@@ -52,6 +54,12 @@ class Gate:
                 answer = connection.answer()
                 assert answer.status == 200, answer
         self.wait_for_queue(limit, 0)
+
+    def check_passed(self) -> None:
+        """They are counted together, up to a second after they came."""
+        wait_for_equal(
+            lambda: self.envoy.metric("nimgate_passthrough_total"), self.passed, "requests passed"
+        )
 
     def wait_for_queue(self, limit: str, length: int) -> None:
         wait_for_equal(
@@ -78,6 +86,8 @@ class Gate:
         """Stops everything, and checks that no queue still counts anyone."""
         try:
             wait_for_equal(self._busy_gauges, {}, "gauges of queues at rest")
+            if self.passed:
+                self.check_passed()
             self._close_clients()
         finally:
             try:

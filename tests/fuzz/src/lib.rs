@@ -6,7 +6,7 @@ use nimgate_config::Config;
 use nimgate_config::change::Change;
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::retry_after;
-use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::ledger::{Held, Ledger};
 use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
@@ -84,7 +84,7 @@ pub fn ledger(record: &[u8]) {
         let now = now.after(Micros::from_secs(step * 20));
         ledger.advance(now, &mut Vec::new());
         queue.set_governed(ledger.models().slowed().iter().map(|slowed| slowed.key));
-        let (turn, _) = ledger.turn(WorkerId(1), &queue, 0, None, now, &mut Vec::new());
+        let (turn, _) = ledger.turn(WorkerId(1), &queue, Held::default(), None, now, &mut Vec::new());
         for (granted, _) in turn.granted {
             queue.remove(granted.id);
         }

@@ -3,7 +3,7 @@
 
 use nimgate_config::Config;
 use nimgate_core::control::answer::{Answer, Signal};
-use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::ledger::{Held, Ledger};
 use nimgate_core::model::{ModelKey, ModelName};
 use nimgate_core::order::queue::Queue;
 use nimgate_core::priority::{Lane, Priority};
@@ -27,8 +27,14 @@ fn ledgers() {
         let lane = Lane::Queued(Priority::ALL[step as usize % 4]);
         let request = Request::new(RequestId(step), lane, ModelKey(u64::from(step % 3)));
         let arrival = queues[worker].push(request, now);
-        let (turn, _) =
-            ledger.turn(WorkerId(worker as u32 + 1), &queues[worker], 0, Some(&arrival), now, &mut Vec::new());
+        let (turn, _) = ledger.turn(
+            WorkerId(worker as u32 + 1),
+            &queues[worker],
+            Held::default(),
+            Some(&arrival),
+            now,
+            &mut Vec::new(),
+        );
         for (granted, _) in turn.granted {
             queues[worker].remove(granted.id);
         }

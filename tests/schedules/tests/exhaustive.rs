@@ -1,6 +1,6 @@
 //! All schedules of three workers, by the explorer.
 //!
-//! `cargo test --profile schedules -p nimgate-schedules --test exhaustive -- --nocapture` tells their numbers; with
+//! `cargo test --profile proofs -p nimgate-schedules --test exhaustive -- --nocapture` tells their numbers; with
 //! `--include-ignored` the large cases are explored too, which takes some minutes and some 10 GB of memory.
 
 use Try::{Arrive, AskWeak, Configure, End, Leave, Retry, Slow};

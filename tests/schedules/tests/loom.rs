@@ -103,7 +103,7 @@ fn three_workers_three_tries_each_with_few_preemptions() {
 }
 
 #[test]
-#[ignore = "takes minutes: cargo test --profile schedules -p nimgate-schedules --test loom -- --ignored --nocapture"]
+#[ignore = "takes minutes: cargo test --profile proofs -p nimgate-schedules --test loom -- --ignored --nocapture"]
 fn three_workers_three_tries_each_with_more_preemptions() {
     let schedules = every_schedule(3, 3, Some(6), Bug::None);
     println!("loom, 3 workers × 3 tries: {schedules} schedules, all with at most 6 preemptions");

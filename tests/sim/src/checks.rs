@@ -558,8 +558,9 @@ impl State {
             return;
         }
         let quota = if lenient { limit.most(Settings::quota) } else { limit.settings.quota() };
+        // One that was granted in the very moment was so before or after.
         let from = limit.window_from;
-        let count = limit.sent_at.iter().filter(|(other, _)| other + window > at && *other >= from).count();
+        let count = limit.sent_at.iter().filter(|(other, _)| other + window > at && *other > from).count();
         if count as u64 > quota {
             self.broken("I2", format!("limit {l} sends {count} in a window that may hold {quota}"));
         }
@@ -607,7 +608,7 @@ impl State {
         for r in &self.waiting {
             let request = &self.requests[*r];
             let (awake, limit) = (self.desks[request.worker].stalled_until, &self.checks.limits[request.limit]);
-            if request.published.is_some() && !request.model.is_some_and(|model| limit.slowed[model]) {
+            if request.published_at > 0 && !request.model.is_some_and(|model| limit.slowed[model]) {
                 let back = request.model.map_or(0, |model| limit.back_since[model]);
                 since[request.limit] = since[request.limit].min(request.published_at.max(awake).max(back));
             }
@@ -680,9 +681,12 @@ impl State {
                 let limit = &self.checks.limits[l];
                 let gauges = ["nimgate_tokens_available", "nimgate_effective_rpm", "nimgate_retreat_state"];
                 let shown = gauges.map(|name| self.limit_metric(l, name));
+                let waiting = self.waiting.iter().copied().filter(|r| self.requests[*r].limit == l);
+                let known: Vec<_> = waiting.map(|r| (r, self.requests[r].published_at)).collect();
                 let what = format!(
                     "a token of limit {l} lies idle for {idle} us while someone waits: tokens, rate and state {shown:?}, \
-                     granted last at {}, retries paid at {}, window open at {}, normal since {:?}, paused until {}",
+                     granted last at {}, retries paid at {}, window open at {}, normal since {:?}, paused until {}, waiting \
+                     and since when known {known:?}",
                     limit.last_grant,
                     limit.paid_at,
                     Self::window_open_at(limit),

@@ -147,6 +147,9 @@ impl World {
             (0, Phase::Open, Kind::Passing) => {
                 let mut state = self.state.borrow_mut();
                 state.passed += 1;
+                let (vm, now) = (state.requests[r].worker, state.now);
+                let uncounted = &mut state.desks[vm].uncounted;
+                *uncounted = (uncounted.0 + 1, if uncounted.0 == 0 { now } else { uncounted.1 });
                 state.requests[r].phase = Phase::Sent;
             }
             (0, Phase::Open, _) => {

@@ -103,6 +103,8 @@ impl World {
                     }
                 }
             }
+            // What it had not counted yet is lost with it.
+            state.passed -= state.desks[vm].uncounted.0;
             let zombie = state.mutant == Some(Mutant::Zombie);
             let desk = &mut state.desks[vm];
             if zombie {

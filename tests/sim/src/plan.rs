@@ -355,7 +355,7 @@ pub fn changed(rng: &mut Rng, before: Settings, modes: bool) -> Settings {
         let kept = new;
         match knob {
             // Within one order of magnitude, so that the load of the run keeps its meaning.
-            0 => new.rate_rpm = (before.rate_rpm * rng.pick(&[50, 80, 150, 300]) / 100).max(1),
+            0 => new.rate_rpm = (before.rate_rpm * rng.pick(&[50, 80, 150, 300]) / 100).clamp(1, 1_000_000),
             1 => new.capacity = drawn.capacity,
             2 => new.queue_max = drawn.queue_max,
             3 => new.aging = drawn.aging,

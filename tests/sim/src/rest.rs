@@ -62,14 +62,17 @@ impl World {
 
 impl State {
     fn limit_at_rest(&mut self, l: usize) {
+        // Who recounts after a damaged record, and loses what another adds in that moment, mends that when nobody waits, unless
+        // it crashes before.
+        let unmended = self.checks.limits[l].begun_anew && self.plan.races > 0 && self.checks.crashes > 0;
         for priority in PRIORITIES {
             let value = self.limit_metric(l, &format!("priority=.={priority};.;nimgate_queue_length"));
-            if value != 0 {
+            if value != 0 && !unmended {
                 self.broken("I12", format!("the queue length of {priority} is {value} at rest"));
             }
         }
         let outside = self.limit_metric(l, "nimgate_fallback_length");
-        if outside != 0 {
+        if outside != 0 && !unmended {
             self.broken("I12", format!("{outside} wait outside the queue at rest"));
         }
         let (available, capacity) =

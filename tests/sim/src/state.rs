@@ -217,6 +217,8 @@ pub struct Desk {
     pub charging: Option<(usize, u64)>,
     /// For each limit, the requests that were granted and not sent, and whose tokens the ledger still counts as used.
     pub unused: [Vec<usize>; LIMITS_MAX],
+    /// Requests that passed and are not in Envoy's stats yet, and since when there have been any.
+    pub uncounted: (i64, u64),
 }
 
 /// Everything but the VMs.

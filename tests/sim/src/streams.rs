@@ -29,7 +29,7 @@ impl World {
         let mut state = self.state.borrow_mut();
         if let Some(r) = state.request_of(vm, context)
             && state.requests[r].phase == Phase::Waiting
-            && state.requests[r].published.is_none()
+            && state.requests[r].published_at == 0
         {
             state.requests[r].arrived = at;
         }

@@ -3,7 +3,7 @@
 use crate::checks::{Change, Commit};
 use crate::host::{Deferred, OfLimit, without_home};
 use crate::mutant::Mutant;
-use crate::plan::{LIMITS_MAX, MILLI};
+use crate::plan::{LIMITS_MAX, MILLI, SECOND};
 use crate::state::{Event, State, WakeQueue};
 use crate::vm::{Machine, Vm};
 use std::cell::RefCell;
@@ -159,15 +159,29 @@ impl World {
         let mut state = self.state.borrow_mut();
         let visit = state.visits.get_mut(&(vm, context)).filter(|visit| visit.change.is_some_and(|(of, _)| of == l));
         let change = visit.and_then(|visit| visit.change.take());
-        let retries = state.desks[vm].charging.take_if(|(of, _)| *of == l).map_or(0, |(_, retries)| retries);
         let unused = if publishes { std::mem::take(&mut state.desks[vm].unused[l]) } else { Vec::new() };
         let limit = &mut state.checks.limits[l];
         limit.commit = made.number;
         let flow = change.map(|(_, new)| limit.change_settings(new, made.at));
         limit.posted |= flow.is_some();
         let begins_anew = std::mem::take(&mut limit.corrupt);
+        // A new record is written before what the callback decides on it.
+        let charging = state.desks[vm].charging.take_if(|(of, _)| *of == l && !begins_anew);
+        let retries = charging.map_or(0, |(_, retries)| retries);
+        let limit = &mut state.checks.limits[l];
         let change = Change { by: vm, commit: made, begins_anew, flow, unused, retries, ..Change::default() };
         limit.changes.push_back(change);
+        if begins_anew {
+            // The new record says nothing of who waits; each worker looks at it within the time between two of its looks.
+            let waiting: Vec<usize> = state.waiting.iter().copied().collect();
+            for r in waiting {
+                let request = &mut state.requests[r];
+                if request.limit == l && request.published_at > 0 {
+                    request.published = None;
+                    request.published_at = made.at + 2 * SECOND;
+                }
+            }
+        }
         if !publishes {
             return;
         }
@@ -247,7 +261,7 @@ impl World {
     }
 
     /// Changes a counter or gauge.
-    pub fn increment(&self, _vm: usize, context: u32, id: usize, offset: i64) -> u32 {
+    pub fn increment(&self, vm: usize, context: u32, id: usize, offset: i64) -> u32 {
         let mut state = self.state.borrow_mut();
         let Some((name, kind, _)) = state.metrics.get(id).cloned() else { return 1 };
         if kind == 2 || (kind == 0 && offset <= 0) {
@@ -261,11 +275,20 @@ impl World {
         if !lost {
             state.metrics[id].2 += offset;
         }
+        state.note(|| format!("worker {vm} adds {offset} to {name}"));
         // Only the callback of the request itself makes it fall back, so that tells which one it is.
         if name.ends_with("nimgate_fallback_total")
-            && let Some(r) = state.request_of(_vm, context)
+            && let Some(r) = state.request_of(vm, context)
         {
             state.requests[r].fallback = true;
+        }
+        if name == "nimgate_passthrough_total" {
+            let (uncounted, since) = state.desks[vm].uncounted;
+            state.desks[vm].uncounted.0 -= offset;
+            let late = state.now.saturating_sub(since.max(state.desks[vm].stalled_until));
+            if uncounted > 0 && late > 2 * SECOND + state.plan.faults.late_ticks {
+                state.broken("I20", format!("a request that passed is counted {late} µs later"));
+            }
         }
         0
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::view::read_ledger;
 use nimgate_config::Config;
-use nimgate_core::limit::ledger::Ledger;
+use nimgate_core::limit::ledger::{Held, Ledger};
 use nimgate_core::limit::record::tlv;
 use nimgate_core::model::ModelKey;
 use nimgate_core::order::queue::Queue as Line;
@@ -25,7 +25,7 @@ fn view(name: &str) -> LimitView {
     for id in 1..=2 {
         let request = Request::new(RequestId(id), Lane::Queued(Priority::High), ModelKey::NONE);
         let arrival = line.push(request, at(0));
-        let (turn, _) = ledger.turn(WorkerId(1), &line, 0, Some(&arrival), at(0), &mut Vec::new());
+        let (turn, _) = ledger.turn(WorkerId(1), &line, Held::default(), Some(&arrival), at(0), &mut Vec::new());
         if turn.granted.len() == 1 {
             line.remove(arrival.id);
         }

@@ -91,6 +91,15 @@ pub struct Turn {
     pub look_again_at: Option<Instant>,
 }
 
+/// What requests of one worker hold that have had their token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Held {
+    /// How many are on their way, and count against a cap.
+    pub in_flight: u32,
+    /// Whether any was [taken back](Ledger::take_back) in this decision, which makes room for others.
+    pub taken_back: bool,
+}
+
 impl Ledger {
     /// A new ledger with `tokens` tokens in its bucket.
     pub fn new(rules: Rules, tokens: u32, now: Instant) -> Self {
@@ -202,7 +211,7 @@ impl Ledger {
         self.refill(now);
         replace(&mut self.in_use);
         self.freed_at = now;
-        self.control(events, |controller, rules, changes| controller.advance(rules, now, changes));
+        self.control(now, events, |controller, rules, changes| controller.advance(rules, now, changes));
         self.refill(now);
         self.guard.advance(self.rules().window_rules(), now);
     }
@@ -212,22 +221,31 @@ impl Ledger {
     pub fn advance(&mut self, now: Instant, events: &mut Vec<Event>) {
         self.refill(now);
         self.guard.advance(self.rules().window_rules(), now);
-        self.control(events, |controller, rules, changes| controller.advance(rules, now, changes));
+        self.control(now, events, |controller, rules, changes| controller.advance(rules, now, changes));
     }
 
     /// Takes in an answer of the upstream. What changes is added to `events`.
     pub fn answer(&mut self, answer: Answer, now: Instant, events: &mut Vec<Event>) {
         self.advance(now, events);
-        self.control(events, |controller, rules, changes| controller.answer(rules, now, answer, changes));
+        self.control(now, events, |controller, rules, changes| controller.answer(rules, now, answer, changes));
     }
 
     fn control(
         &mut self,
+        now: Instant,
         events: &mut Vec<Event>,
         step: impl FnOnce(&mut RateController, RetreatRules, &mut Vec<Transition>),
     ) {
         let mut changes = Vec::new();
+        let (gate, openings) = (self.retreat().closed_until(), self.models().openings());
         step(&mut self.controller, self.in_use.rules.retreat, &mut changes);
+        let is_sooner = |before: Instant, after: Instant| before > now && after < before;
+        if is_sooner(gate, self.retreat().closed_until())
+            || openings.iter().any(|(model, at)| is_sooner(*at, self.models().open_at(*model)))
+        {
+            // Who may go sooner than was thought has not been late since then.
+            self.freed_at = now;
+        }
         events.extend(changes.into_iter().map(Event::RateChanged));
     }
 
@@ -266,24 +284,25 @@ impl Ledger {
         }
     }
 
-    /// Decides what `worker`, with `queue` waiting and `in_flight` requests that count against a cap, may do now, and
-    /// writes it onto the ledger. Call [`Ledger::advance`] first. Says too whether anything was changed that others must
+    /// Decides what `worker`, with `queue` waiting and `held` on their way, may do now, and writes it onto the ledger. Call [`Ledger::advance`] first. Says too whether anything was changed that others must
     /// see.
     pub fn turn(
         &mut self,
         worker: WorkerId,
         queue: &Queue,
-        in_flight: u32,
+        held: Held,
         arrival: Option<&Request>,
         now: Instant,
         events: &mut Vec<Event>,
     ) -> (Turn, bool) {
         let order = self.order(now);
-        let mut in_flight = if self.cap().is_some() { in_flight } else { 0 };
+        let mut in_flight = if self.cap().is_some() { held.in_flight } else { 0 };
+        let mut made_room = held.taken_back;
         let were_full = self.cap().is_some_and(|cap| self.peers.in_flight(None) >= cap);
         let mut changed = self.expire(Some(worker), now, events);
         if were_full && self.ready(worker, in_flight, now) != Ready::OnEvent {
             self.freed_at = now;
+            made_room = true;
         }
         let mut mine = queue.in_order(order, |model| self.is_open(model, now));
         let mut granted: Vec<(Request, Reservation)> = Vec::new();
@@ -319,7 +338,7 @@ impl Ledger {
         let arrival = arrival.filter(|arrival| granted.iter().all(|(request, _)| request.id != arrival.id));
         let admission = arrival.map_or(Admission::Queued, |arrival| self.admit(worker, &mut mine, arrival));
         changed |= self.peers.publish(worker, self.load(&mine, in_flight), now);
-        let (wake, due_changed) = self.hand_over(worker, now);
+        let (wake, due_changed) = self.hand_over(worker, made_room, now);
         changed |= due_changed;
         // A worker that holds slots of a cap looks now and then too, so that its line stays.
         let look_again_at = (!mine.is_empty() || in_flight > 0).then(|| self.look_again_at(worker, &mine, now));
@@ -375,13 +394,12 @@ impl Ledger {
     /// Takes note of whose request is now the best. If that is another worker, says whether to wake it: it may sleep until
     /// its grace is over because it was not the best before, or a token may be there for it already, or room was made just
     /// now, so that it may have a token earlier than it knows.
-    fn hand_over(&mut self, worker: WorkerId, now: Instant) -> (Option<WorkerId>, bool) {
+    fn hand_over(&mut self, worker: WorkerId, made_room: bool, now: Instant) -> (Option<WorkerId>, bool) {
         let best = self.best(now).map(|best| best.worker);
         let changed = best != self.due.map(|due| due.worker);
         if changed {
             self.due = best.map(|worker| Due { worker, since: now });
         }
-        let made_room = self.freed_at == now;
         let wakes = |ready: Ready| changed || ready.is_now() || (made_room && ready != Ready::OnEvent);
         let wake = best.filter(|whose| *whose != worker && wakes(self.ready_for(*whose, now)));
         (wake, changed)

@@ -76,6 +76,11 @@ impl Peers {
         &self.lines
     }
 
+    /// Whether it knows what waits at a worker.
+    pub fn knows(&self, worker: WorkerId) -> bool {
+        self.lines.iter().any(|line| line.worker == worker)
+    }
+
     /// Writes `worker`'s line and says whether that changed what others read there. A worker with nothing has no line. A
     /// line that says the same as before is refreshed only now and then, so that a worker that merely looks does not make
     /// others' writes fail.

@@ -12,6 +12,9 @@ use crate::units::MilliRpm;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
+#[path = "lost_tests.rs"]
+mod lost;
+
 #[path = "told_tests.rs"]
 mod told;
 

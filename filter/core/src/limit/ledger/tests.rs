@@ -39,7 +39,7 @@ fn request(id: u32, lane: Lane) -> Request {
 
 fn take_turn(ledger: &mut Ledger, worker: WorkerId, queue: &mut Queue, arrival: Option<Request>, now: Instant) -> Turn {
     ledger.advance(now, &mut Vec::new());
-    let (turn, _) = ledger.turn(worker, queue, 0, arrival.as_ref(), now, &mut Vec::new());
+    let (turn, _) = ledger.turn(worker, queue, Held::default(), arrival.as_ref(), now, &mut Vec::new());
     for (request, _) in &turn.granted {
         queue.remove(request.id);
     }
@@ -215,7 +215,7 @@ fn what_is_no_record_is_refused_and_nothing_panics() {
         // Whatever this reads as, it must be usable.
         if let Some(mut odd) = Ledger::decode(&flipped) {
             odd.advance(Instant::from_micros(u64::MAX), &mut Vec::new());
-            odd.turn(B, &queue, 0, None, Instant::ZERO, &mut Vec::new());
+            odd.turn(B, &queue, Held::default(), None, Instant::ZERO, &mut Vec::new());
             odd.encode();
         }
     }
@@ -359,7 +359,8 @@ fn requests_in_flight_are_limited_over_all_workers() {
     let (mut a, mut b) = (Queue::default(), Queue::default());
     let turn = |ledger: &mut Ledger, worker, queue: &mut Queue, in_flight| {
         ledger.advance(at(1), &mut Vec::new());
-        let (turn, changed) = ledger.turn(worker, queue, in_flight, None, at(1), &mut Vec::new());
+        let (turn, changed) =
+            ledger.turn(worker, queue, Held { in_flight, ..Held::default() }, None, at(1), &mut Vec::new());
         for (request, _) in &turn.granted {
             queue.remove(request.id);
         }
@@ -379,7 +380,8 @@ fn requests_in_flight_are_limited_over_all_workers() {
     // A worker that is gone holds its slots until its line expires.
     ledger.advance(at(1).after(LINE_TTL), &mut Vec::new());
     let mut events = Vec::new();
-    let (granted, _) = ledger.turn(B, &b, 1, None, at(1).after(LINE_TTL), &mut events);
+    let (granted, _) =
+        ledger.turn(B, &b, Held { in_flight: 1, ..Held::default() }, None, at(1).after(LINE_TTL), &mut events);
     assert!(events.contains(&Event::WorkerExpired { worker: A, waiting: 1, in_flight: 1 }), "{events:?}");
     assert_eq!(granted.granted.len(), 1);
 }
