@@ -90,15 +90,19 @@ def test_request_without_a_body_needs_no_flag(meter: Gate):
     assert (octets.status, octets.header("x-nimgate-queue-ms")) == (200, None)
 
 
-def test_unreadable_host_under_policy_meter_sends_everything_under_the_first_limit(meter: Gate):
+def test_unreadable_host_under_policy_meter_meters_everything_under_the_first_limit(meter: Gate):
     gate = meter
+    before = gate.envoy.requests_total("first")
     for model in ("nvidia/a", "gpt-5"):
         gate.fake.reset()
         answer = gate.client.chat(model, pad="x" * 200_000)
         (record,) = gate.fake.requests()
         assert answer.status == 200
-        assert record.header("x-nimgate-limit") == "first"
+        assert answer.waited_ms is not None
+        assert record.header("x-nimgate-limit") is None, "it keeps its own route"
+        assert record.header("authorization") is None, "and its own credentials"
         assert record.model == model
+    wait_until(lambda: gate.envoy.requests_total("first") == before + 2, "they are metered")
     assert_operator_is_told(gate)
 
 

@@ -2,7 +2,8 @@
 //!
 //! The rule above all others: no malformed input may lead to an NVIDIA request that is not metered. What can't be read
 //! with certainty therefore follows `on_unclassifiable`, which meters unless the operator chose otherwise, and what
-//! several upstream parsers would read differently is metered if any of them would read a metered model.
+//! several upstream parsers would read differently is metered if any of them would read a metered model. What is metered
+//! for that reason alone may as well be somebody else's request, so it keeps its own route and credentials.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -20,9 +21,11 @@
     )
 )]
 
+mod media;
 pub mod model;
 pub(crate) mod path;
 
+use media::Kind;
 use model::{Looks, Scanner, Unreadable};
 use nimgate_config::{Config, LimitConfig, OnUnclassifiable};
 
@@ -39,6 +42,9 @@ pub struct RequestHead<'a> {
     pub content_encoding: Option<&'a [u8]>,
     /// The cluster that Envoy's routes chose so far.
     pub cluster: Option<&'a [u8]>,
+    /// Whether the client sent headers that only nimgate may set. They are removed, and a route may have matched them, so
+    /// that `cluster` says nothing.
+    pub may_have_chosen_route: bool,
     /// Whether no body follows.
     pub ends_here: bool,
 }
@@ -75,6 +81,8 @@ pub enum Decision {
     Pass,
     /// The limit with this number in the configuration meters it.
     Meter(usize),
+    /// The same, for want of knowing better: it gets no key and no other route.
+    MeterUnrecognised(usize),
     /// It is answered 400.
     Reject(Unclassifiable),
 }
@@ -117,14 +125,14 @@ impl Classified {
     }
 }
 
-/// Decides about a request whose headers can't be read: nothing is known of it, so it follows `on_unclassifiable` at
-/// once, and is metered under the first limit where that says so.
+/// Decides about a request whose headers can't be read: nothing is known of it. It is metered under the first limit, or
+/// rejected, but never passed: the client may have sent a header that chooses the route to an upstream whose requests are
+/// metered.
 pub const fn without_head(config: &Config) -> Classified {
     let reason = Unclassifiable::HeadersHidden;
     let decision = match config.on_unclassifiable {
-        OnUnclassifiable::Meter => Decision::Meter(0),
+        OnUnclassifiable::Meter | OnUnclassifiable::Pass => Decision::MeterUnrecognised(0),
         OnUnclassifiable::Reject => Decision::Reject(reason),
-        OnUnclassifiable::Pass => Decision::Pass,
     };
     Classified { decision, unclassifiable: Some(reason), occurrence: Occurrence::Single }
 }
@@ -136,29 +144,35 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         Some(path) if !limit.paths.is_empty() => limit.paths.iter().any(|glob| glob.matches(path)),
         _ => true,
     };
-    let claimed = config
-        .limits
-        .iter()
-        .position(|limit| on_path(limit) && (matches_cluster(limit, head) || matches_host(limit, head)));
+    let claimed = config.limits.iter().enumerate().filter(|(_, limit)| on_path(limit)).find_map(|(at, limit)| {
+        if matches_host(limit, head) {
+            return Some(Decision::Meter(at));
+        }
+        match head.cluster {
+            // Any of the clusters may be the one.
+            _ if head.may_have_chosen_route && !limit.clusters.is_empty() => Some(Decision::MeterUnrecognised(at)),
+            Some(cluster) if is_among(&limit.clusters, cluster) => Some(Decision::Meter(at)),
+            _ => None,
+        }
+    });
     // The first match wins, so only limits before the claiming one can still take the request by its body.
-    let before = claimed.unwrap_or(config.limits.len());
+    let before = match claimed {
+        Some(Decision::Meter(at) | Decision::MeterUnrecognised(at)) => at,
+        _ => config.limits.len(),
+    };
     let eligible: Vec<usize> = (0..before)
         .filter(|at| config.limits.get(*at).is_some_and(|limit| !limit.models.is_empty() && on_path(limit)))
         .collect();
-    let otherwise = claimed.map_or(Decision::Pass, Decision::Meter);
-    // What nearly all clients write needs no closer look.
-    let is_plain_json = head.content_type == Some(b"application/json");
-    let is_never_json = !is_plain_json && head.content_type.is_some_and(is_never_json);
-    if head.ends_here || eligible.is_empty() || is_never_json || is_tunnel(head) {
+    let otherwise = claimed.unwrap_or(Decision::Pass);
+    let kind = media::kind(head.content_type);
+    if head.ends_here || eligible.is_empty() || kind == Kind::NeverJson || is_tunnel(head) {
         return AtHead::Decided(Classified::certain(otherwise));
     }
-    let compressed = head.content_encoding.is_some_and(is_compressed);
-    if compressed && claimed.is_none() && head.content_type.is_some_and(is_media) {
-        return AtHead::Decided(Classified::certain(Decision::Pass));
-    }
+    let compressed = head.content_encoding.is_some_and(media::is_encoded);
     let mut reader = BodyReader {
         scanner: Scanner::new(),
-        claims_json: is_plain_json || head.content_type.is_some_and(is_json),
+        claims_json: matches!(kind, Kind::Json | Kind::GrpcJson),
+        to_skip: if kind == Kind::GrpcJson { GRPC_PREFIX_BYTES } else { 0 },
         compressed,
         eligible,
         claimed,
@@ -181,9 +195,12 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
 pub struct BodyReader {
     scanner: Scanner,
     claims_json: bool,
+    /// Bytes before the document that still come.
+    to_skip: usize,
     compressed: bool,
     eligible: Vec<usize>,
-    claimed: Option<usize>,
+    /// What the headers say of it.
+    claimed: Option<Decision>,
     matched: Option<usize>,
     /// The first model that a limit matches.
     matched_model: Option<String>,
@@ -199,8 +216,11 @@ impl BodyReader {
         if self.compressed {
             return false;
         }
+        let skipped = self.to_skip.min(piece.len());
+        self.to_skip = self.to_skip.saturating_sub(skipped);
+        let document = piece.get(skipped..).unwrap_or_default();
         let Self { scanner, eligible, matched, matched_model, first, occurrence, .. } = self;
-        scanner.feed(piece, &mut |model| {
+        scanner.feed(document, &mut |model| {
             let by_model = eligible.iter().copied().find(|at| {
                 config
                     .limits
@@ -221,7 +241,8 @@ impl BodyReader {
                 Some(_) => {}
             }
         });
-        self.claimed.is_none() && !self.claims_json && scanner.looks_like_json() == Looks::NotJson
+        let is_others = matches!(scanner.looks_like_json(), Looks::NotJson | Looks::OtherJson);
+        self.claimed.is_none() && !self.claims_json && is_others
     }
 
     /// The model to name where this request is counted: of several the first that made it metered.
@@ -242,19 +263,20 @@ impl BodyReader {
             self.scanner.finish().err().map(Unclassifiable::Body)
         };
         let unreadable = if self.spoilt { Some(Unclassifiable::BodyHidden) } else { unreadable };
-        // A body of nothing is no body; one that neither says nor looks like JSON is someone else's.
+        // A body of nothing is no body; one that neither says nor looks like JSON is someone else's; and what is no string
+        // names no model.
         let harmless = match unreadable {
-            Some(Unclassifiable::Body(Unreadable::Empty)) => true,
-            Some(Unclassifiable::Body(Unreadable::NotJson | Unreadable::NotAnObject)) => !self.claims_json,
+            Some(Unclassifiable::Body(Unreadable::Empty | Unreadable::ModelNotString)) => true,
+            Some(Unclassifiable::Body(Unreadable::NotJson)) => !self.claims_json,
             _ => false,
         };
         // A body that is broken as a whole may be rejected even if a model was seen in it. It is never passed then:
         // some upstream stops reading before the fault.
         let broken = unreadable.is_some_and(|why| !matches!(why, Unclassifiable::Body(why) if why.is_about_model()));
         let rejected = broken && self.claimed.is_none() && config.on_unclassifiable == OnUnclassifiable::Reject;
-        let (decision, unclassifiable) = match (self.matched.or(self.claimed), unreadable) {
+        let (decision, unclassifiable) = match (self.matched.map(Decision::Meter).or(self.claimed), unreadable) {
             (Some(_), Some(reason)) if rejected => (Decision::Reject(reason), Some(reason)),
-            (Some(limit), reason) => (Decision::Meter(limit), reason.filter(|_| self.claimed.is_none())),
+            (Some(decision), reason) => (decision, reason.filter(|_| self.claimed.is_none())),
             (None, None) => (Decision::Pass, None),
             (None, Some(_)) if harmless => (Decision::Pass, None),
             (None, Some(reason)) => (self.unclassifiable(config, reason), Some(reason)),
@@ -266,7 +288,7 @@ impl BodyReader {
     pub fn give_up(&mut self, config: &Config) -> Classified {
         let reason = Unclassifiable::BodyHidden;
         Classified {
-            decision: self.claimed.map_or_else(|| self.unclassifiable(config, reason), Decision::Meter),
+            decision: self.claimed.unwrap_or_else(|| self.unclassifiable(config, reason)),
             unclassifiable: Some(reason),
             occurrence: Occurrence::Single,
         }
@@ -274,47 +296,37 @@ impl BodyReader {
 
     fn unclassifiable(&self, config: &Config, reason: Unclassifiable) -> Decision {
         match config.on_unclassifiable {
-            OnUnclassifiable::Meter => Decision::Meter(self.eligible.first().copied().unwrap_or(0)),
+            OnUnclassifiable::Meter => Decision::MeterUnrecognised(self.eligible.first().copied().unwrap_or(0)),
             OnUnclassifiable::Reject => Decision::Reject(reason),
             OnUnclassifiable::Pass => Decision::Pass,
         }
     }
 }
 
-fn matches_cluster(limit: &LimitConfig, head: &RequestHead<'_>) -> bool {
-    head.cluster.is_some_and(|cluster| limit.clusters.iter().any(|name| name.as_bytes() == cluster))
+fn is_among(clusters: &[String], cluster: &[u8]) -> bool {
+    clusters.iter().any(|name| name.as_bytes() == cluster)
 }
 
 fn matches_host(limit: &LimitConfig, head: &RequestHead<'_>) -> bool {
     if limit.hosts.is_empty() {
         return false;
     }
-    let bare = without_port(head.authority);
-    limit.hosts.iter().any(|glob| glob.matches(bare) || glob.matches(head.authority))
+    // `nv.test`, `nv.test.` and, where the scheme's own port is meant, `nv.test:80` are one host.
+    let (host, port) = split_port(head.authority);
+    let bare = host.strip_suffix(b".").unwrap_or(host);
+    let own_port = [bare, if port.is_empty() { b":80" } else { port }].concat();
+    let tls_port = [bare, if port.is_empty() { b":443" } else { port }].concat();
+    [bare, &own_port, &tls_port].into_iter().any(|name| limit.hosts.iter().any(|glob| glob.matches(name)))
 }
 
-/// The host without port and without the dot that may end a full domain name.
-fn without_port(authority: &[u8]) -> &[u8] {
-    let host = match authority.iter().rposition(|byte| *byte == b':') {
-        // In `[::1]:80` only the colon after the bracket begins a port, in a bare `::1` none does.
-        Some(colon) => {
-            let (host, port) = authority.split_at_checked(colon).unwrap_or((authority, b""));
-            let is_port = port.iter().skip(1).all(u8::is_ascii_digit);
-            let is_bare_ipv6 = host.contains(&b':') && !host.ends_with(b"]");
-            if is_port && !is_bare_ipv6 { host } else { authority }
-        }
-        None => authority,
-    };
-    host.strip_suffix(b".").unwrap_or(host)
-}
-
-/// The type and subtype, without parameters and surrounding space.
-fn essence(content_type: &[u8]) -> &[u8] {
-    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
-}
-
-fn starts_with(essence: &[u8], prefix: &str) -> bool {
-    essence.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+/// The host, and its port with the colon before it; the port is empty where there is none.
+fn split_port(authority: &[u8]) -> (&[u8], &[u8]) {
+    // In `[::1]:80` only the colon after the bracket begins a port, in a bare `::1` none does.
+    let colon = authority.iter().rposition(|byte| *byte == b':').unwrap_or(authority.len());
+    let (host, port) = authority.split_at_checked(colon).unwrap_or((authority, b""));
+    let is_port = port.iter().skip(1).all(u8::is_ascii_digit);
+    let is_bare_ipv6 = host.contains(&b':') && !host.ends_with(b"]");
+    if is_port && !is_bare_ipv6 { (host, port) } else { (authority, b"") }
 }
 
 /// A tunnel has no body but a conversation, whose end can't be waited for. Upgrades begin with GET; one with another
@@ -323,34 +335,8 @@ fn is_tunnel(head: &RequestHead<'_>) -> bool {
     head.method == b"CONNECT" || (head.upgrades && head.method == b"GET")
 }
 
-/// Forms, octet streams and gRPC are never JSON; their bytes are not even looked at, and gRPC's end is not waited for.
-fn is_never_json(content_type: &[u8]) -> bool {
-    let essence = essence(content_type);
-    // Envoy joins repeated headers with commas; a list proves nothing about the body.
-    let is_one = !content_type.contains(&b',');
-    let is_grpc = starts_with(essence, "application/grpc");
-    is_one
-        && (is_grpc || starts_with(essence, "multipart/") || essence.eq_ignore_ascii_case(b"application/octet-stream"))
-}
-
-fn is_json(content_type: &[u8]) -> bool {
-    let essence = essence(content_type);
-    let suffix = essence.len().checked_sub(4).and_then(|at| essence.get(at..));
-    suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case(b"json"))
-}
-
-/// Images, sound and the like: where they can't be looked into, they are taken at their word.
-fn is_media(content_type: &[u8]) -> bool {
-    let essence = essence(content_type);
-    ["image/", "audio/", "video/", "font/"].iter().any(|prefix| starts_with(essence, prefix))
-}
-
-fn is_compressed(content_encoding: &[u8]) -> bool {
-    content_encoding
-        .split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii)
-        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
-}
+/// Before each message of gRPC stand a flag and its length.
+const GRPC_PREFIX_BYTES: usize = 5;
 
 #[cfg(test)]
 mod tests;

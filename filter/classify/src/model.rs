@@ -4,6 +4,8 @@
 //! too; FastAPI accepts a byte order mark and `NaN`. So the whole top-level object is read, every key that is `model`
 //! after unescaping counts, in any letter case, and each of its values is reported. Nested keys never count.
 //!
+//! A document that is no object is read as well, to see that it is one: no upstream finds a `model` in it.
+//!
 //! Structure is read strictly, at every depth: quotation marks, brackets of both kinds, colons, commas, and what may
 //! stand between them, words included. Lenient parsers skip over what they do not know in ways of their own (jsonparser
 //! counts one kind of bracket, gjson goes from an unknown word to the next string and takes that for the value), so
@@ -51,6 +53,8 @@ pub struct Scanner {
     is_model: bool,
     value: ModelValue,
     models: u32,
+    /// Whether the document is no object but another value, in which no key is at the top level.
+    is_other: bool,
     /// The first fault that does not end the reading, since a `model` may still follow.
     flaw: Option<Unreadable>,
     /// Why reading stopped.
@@ -132,7 +136,8 @@ impl Scanner {
     pub(crate) fn looks_like_json(&self) -> Looks {
         match self.at {
             At::Start => Looks::Undecided,
-            At::Stopped if matches!(self.fault, Some(Unreadable::NotJson | Unreadable::NotAnObject)) => Looks::NotJson,
+            At::Stopped if self.fault == Some(Unreadable::NotJson) => Looks::NotJson,
+            _ if self.is_other => Looks::OtherJson,
             _ => Looks::Json,
         }
     }
@@ -147,10 +152,25 @@ impl Scanner {
             (At::Stopped, _) => Err(self.fault.unwrap_or(Unreadable::Syntax)),
             (At::Start, _) if self.start.is_blank() => Err(Unreadable::Empty),
             (At::Start, _) => Err(Unreadable::NotJson),
-            (At::End, None) => Ok(Found { models: self.models }),
-            (At::End, Some(flaw)) => Err(flaw),
+            (at, None) if self.is_whole(at) => Ok(Found { models: self.models }),
+            (at, Some(flaw)) if self.is_whole(at) => Err(flaw),
             _ => Err(Unreadable::Truncated),
         }
+    }
+
+    /// Whether the document may end here.
+    fn is_whole(&self, at: At) -> bool {
+        match at {
+            At::End => true,
+            At::AfterValue => self.is_after_other(),
+            At::InScalar => self.is_after_other() && self.scalar.is_whole(),
+            _ => false,
+        }
+    }
+
+    /// Whether what was read last is a whole document that is no object.
+    fn is_after_other(&self) -> bool {
+        self.is_other && self.nesting.innermost().is_none() && self.excess == 0
     }
 
     /// Takes in a byte outside strings, numbers and words that is no white space.
@@ -164,6 +184,7 @@ impl Scanner {
             (At::Colon, b':') => At::Value,
             (At::FirstElement, b']') => self.close(Bracket::Array),
             (At::FirstElement | At::Value, _) => self.begin_value(byte),
+            (At::AfterValue, _) if self.is_after_other() => self.stop(Unreadable::TrailingData),
             (At::AfterValue, b',') => {
                 if self.nesting.innermost() == Some(Bracket::Array) {
                     At::Value
@@ -182,9 +203,12 @@ impl Scanner {
         match self.start.push(byte) {
             Opening::Undecided => At::Start,
             Opening::Object => At::FirstKey,
-            Opening::OtherValue => self.stop(Unreadable::NotAnObject),
+            Opening::OtherValue => {
+                self.is_other = true;
+                self.begin_value(byte)
+            }
             Opening::WideObject => self.stop(Unreadable::Encoding),
-            Opening::NotJson => self.stop(Unreadable::NotJson),
+            Opening::WideOther | Opening::NotJson => self.stop(Unreadable::NotJson),
         }
     }
 

@@ -53,16 +53,40 @@ fn by_model() {
 
 #[test]
 fn what_can_not_be_read_follows_the_policy() {
-    for (policy, expected) in [("meter", Decision::Meter(0)), ("pass", Decision::Pass)] {
+    for (policy, expected) in [("meter", Decision::MeterUnrecognised(0)), ("pass", Decision::Pass)] {
         let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
-        for body in [r#"{"model": "#, "[1]", r#"{"model": 7}"#, r#"{"a": 1} x"#, "nonsense"] {
+        for body in [r#"{"model": "#, "[1", r#"["x"] {"model": "nvidia/x"}"#, r#"{"a": 1} x"#, "nonsense", "-", "\"x"] {
             let (classified, _) = classify(&config, &json_head(), body.as_bytes());
             assert_eq!(classified.decision, expected, "{policy} {body}");
             assert!(classified.unclassifiable.is_some(), "{policy} {body}");
         }
     }
     let reject = config(r#"{"on_unclassifiable": "reject"}"#);
-    assert!(matches!(decision(&reject, &json_head(), "[1]"), Decision::Reject(Unclassifiable::Body(_))));
+    assert!(matches!(decision(&reject, &json_head(), "[1"), Decision::Reject(Unclassifiable::Body(_))));
+}
+
+#[test]
+fn json_that_was_read_and_names_no_model_is_somebody_elses() {
+    for policy in ["meter", "reject", "pass"] {
+        let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
+        for body in [
+            "[1]",
+            r#"[{"model": "nvidia/x"}, {"model": ["nvidia/x"]}]"#,
+            r#"[{"jsonrpc": "2.0", "id": 1, "method": "model"}] "#,
+            "[]",
+            "7",
+            "-1.5e3 ",
+            "\"nvidia/x\"",
+            " null",
+            "{}",
+            r#"{"model": 7}"#,
+            r#"{"model": null, "messages": []}"#,
+            r#"{"model": {"model": "nvidia/x"}}"#,
+        ] {
+            let (classified, _) = classify(&config, &json_head(), body.as_bytes());
+            assert_eq!((classified.decision, classified.unclassifiable.is_some()), (Decision::Pass, false), "{body}");
+        }
+    }
 }
 
 #[test]
@@ -86,7 +110,11 @@ fn compressed_bodies_are_not_read() {
     let head = RequestHead { content_encoding: Some(b"gzip"), ..json_head() };
     let meter = config("");
     let (classified, early) = classify(&meter, &head, b"\x1f\x8b");
-    assert_eq!((classified.decision, early), (Decision::Meter(0), false), "metered, and only when complete");
+    assert_eq!(
+        (classified.decision, early),
+        (Decision::MeterUnrecognised(0), false),
+        "metered, and only when complete"
+    );
     assert_eq!(classified.unclassifiable, Some(Unclassifiable::Compressed));
     let reject = config(r#"{"on_unclassifiable": "reject"}"#);
     assert_eq!(decision(&reject, &head, ""), Decision::Reject(Unclassifiable::Compressed));
@@ -95,7 +123,7 @@ fn compressed_bodies_are_not_read() {
         let head = RequestHead { content_type: Some(media), ..head };
         assert_eq!(decision(&meter, &head, "\u{1f}\u{8b}"), Decision::Pass);
     }
-    for harmless in [&b"identity"[..], b"", b" Identity , identity"] {
+    for harmless in [&b"identity"[..], b"", b" Identity , identity", b"UTF-8", b"none"] {
         let head = RequestHead { content_encoding: Some(harmless), ..json_head() };
         assert_eq!(decision(&meter, &head, r#"{"model": "gpt"}"#), Decision::Pass);
     }
@@ -106,19 +134,58 @@ fn the_content_type_decides_only_what_it_can() {
     let config = config("");
     let with = |content_type: Option<&'static [u8]>| RequestHead { content_type, ..json_head() };
     let nvidia = r#" {"model": "nvidia/x"}"#;
-    for content_type in [None, Some(&b"text/plain"[..]), Some(b"application/x-www-form-urlencoded"), Some(b"image/png")]
+    for content_type in
+        [None, Some(&b"text/plain"[..]), Some(b"application/x-www-form-urlencoded"), Some(b"text/xjson")]
     {
         assert_eq!(decision(&config, &with(content_type), nvidia), Decision::Meter(0));
         assert_eq!(decision(&config, &with(content_type), "a=b"), Decision::Pass);
     }
-    assert_eq!(decision(&config, &with(Some(b"application/problem+json")), "a=b"), Decision::Meter(0));
-    for content_type in
-        [&b"multipart/form-data; boundary=x"[..], b"Application/Octet-Stream", b"application/grpc+proto"]
+    for json in
+        [&b"application/problem+json"[..], b"text/json", b"Application/JSON; charset=utf-8", b"application/x-json"]
     {
-        assert_eq!(decision(&config, &with(Some(content_type)), nvidia), Decision::Pass);
+        assert_eq!(decision(&config, &with(Some(json)), nvidia), Decision::Meter(0));
+        assert_eq!(decision(&config, &with(Some(json)), "a=b"), Decision::MeterUnrecognised(0));
+    }
+    for content_type in [
+        &b"multipart/form-data; boundary=x"[..],
+        b"Application/Octet-Stream",
+        b"application/grpc",
+        b"application/grpc+proto",
+        b"application/grpc-web-text",
+        b"application/x-protobuf",
+        b"application/vnd.example+proto",
+        b"application/x-ndjson",
+        b"application/jsonl; charset=utf-8",
+        b"application/json-patch+json",
+        b"application/graphql",
+        b"application/x-git-upload-pack-request",
+        b"image/png",
+        b"image/svg+json",
+    ] {
+        for coding in [None, Some(&b"gzip"[..]), Some(b"made-up")] {
+            let head = RequestHead { content_encoding: coding, ..with(Some(content_type)) };
+            assert_eq!(decision(&config, &head, nvidia), Decision::Pass, "{}", content_type.escape_ascii());
+        }
     }
     // A list of types proves nothing.
     assert_eq!(decision(&config, &with(Some(b"multipart/form-data,application/json")), nvidia), Decision::Meter(0));
+}
+
+#[test]
+fn grpc_in_json_is_read_behind_its_prefix() {
+    let config = config("");
+    for content_type in [&b"application/grpc+json"[..], b"application/grpc-web+json; a=b"] {
+        let head = RequestHead { content_type: Some(content_type), ..json_head() };
+        for (model, expected) in [("nvidia/x", Decision::Meter(0)), ("gpt", Decision::Pass)] {
+            let body = format!("\0\0\0\0\u{16}{{\"model\": \"{model}\"}}");
+            assert_eq!(decision(&config, &head, &body), expected);
+            let AtHead::Read(mut reader) = at_head(&config, &head) else { panic!("it is read") };
+            for byte in body.as_bytes() {
+                assert!(!reader.feed(&config, &[*byte]));
+            }
+            assert_eq!(reader.finish(&config).decision, expected, "in single bytes");
+        }
+    }
 }
 
 #[test]
@@ -147,12 +214,16 @@ fn no_body_passes() {
 #[test]
 fn by_host_and_cluster_without_reading() {
     let config = config(
-        r#"{"limits": [{"name": "h", "models": [], "hosts": ["*.nvidia.com", "[::1]"]},
+        r#"{"limits": [{"name": "h", "models": [], "hosts": ["*.nvidia.com", "[::1]", "port.test:443"]},
                        {"name": "c", "models": [], "clusters": ["nim"]}]}"#,
     );
     for (authority, cluster, expected) in [
         (&b"integrate.api.nvidia.com"[..], None, Decision::Meter(0)),
         (b"Integrate.API.nvidia.com.:443", None, Decision::Meter(0)),
+        (b"port.test", None, Decision::Meter(0)),
+        (b"port.test.", None, Decision::Meter(0)),
+        (b"port.test.:443", None, Decision::Meter(0)),
+        (b"port.test:444", None, Decision::Pass),
         (b"[::1]:80", None, Decision::Meter(0)),
         (b"nvidia.com.evil.org", None, Decision::Pass),
         (b"integrate.api.nvidia.com:x", None, Decision::Pass),
@@ -163,6 +234,29 @@ fn by_host_and_cluster_without_reading() {
         let (classified, early) = classify(&config, &head, b"not even json");
         assert_eq!((classified.decision, early), (expected, true));
     }
+}
+
+/// A header of the client's may have matched a route, so which cluster it would be without is not known.
+#[test]
+fn a_route_that_the_client_may_have_chosen_is_not_believed() {
+    let config = config(
+        r#"{"limits": [{"name": "host", "models": [], "hosts": ["h"]}, {"name": "model", "models": ["x/*"]},
+                       {"name": "cluster", "models": [], "clusters": ["nim"]}, {"name": "late", "models": ["y/*"]}]}"#,
+    );
+    for (authority, body, expected) in [
+        (&b"a"[..], r#"{"model": "gpt"}"#, Decision::MeterUnrecognised(2)),
+        (b"a", r#"{"model": "y/1"}"#, Decision::MeterUnrecognised(2)),
+        (b"a", r#"{"model": "x/1"}"#, Decision::Meter(1)),
+        (b"h", r#"{"model": "gpt"}"#, Decision::Meter(0)),
+    ] {
+        for cluster in [None, Some(&b"nim"[..]), Some(b"unlimited")] {
+            let head = RequestHead { authority, cluster, may_have_chosen_route: true, ..json_head() };
+            assert_eq!(decision(&config, &head, body), expected, "{body}");
+        }
+    }
+    let without_clusters = super::Config::parse(b"").unwrap();
+    let head = RequestHead { may_have_chosen_route: true, ..json_head() };
+    assert_eq!(decision(&without_clusters, &head, r#"{"model": "gpt"}"#), Decision::Pass);
 }
 
 #[test]
@@ -233,7 +327,7 @@ fn each_reason_has_its_word() {
         (Unclassifiable::Compressed, "compressed"),
         (Unclassifiable::BodyHidden, "body_hidden"),
         (Unclassifiable::HeadersHidden, "headers_hidden"),
-        (Unclassifiable::Body(Unreadable::NotAnObject), Unreadable::NotAnObject.label()),
+        (Unclassifiable::Body(Unreadable::NotJson), Unreadable::NotJson.label()),
     ] {
         assert_eq!(reason.label(), word);
     }
@@ -254,11 +348,10 @@ fn duplicates_are_distinguished() {
 }
 
 #[test]
-fn a_request_without_readable_headers_follows_the_policy() {
+fn a_request_without_readable_headers_is_never_passed() {
     let hidden = Unclassifiable::HeadersHidden;
-    for (policy, expected) in
-        [("meter", Decision::Meter(0)), ("reject", Decision::Reject(hidden)), ("pass", Decision::Pass)]
-    {
+    let metered = Decision::MeterUnrecognised(0);
+    for (policy, expected) in [("meter", metered), ("reject", Decision::Reject(hidden)), ("pass", metered)] {
         let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
         let classified = without_head(&config);
         assert_eq!((classified.decision, classified.unclassifiable), (expected, Some(hidden)), "{policy}");
@@ -270,8 +363,11 @@ fn a_hidden_or_lost_body_follows_the_policy() {
     let config = config("");
     let AtHead::Read(mut reader) = at_head(&config, &json_head()) else { panic!("a body to read") };
     let hidden = reader.give_up(&config);
-    assert_eq!((hidden.decision, hidden.unclassifiable), (Decision::Meter(0), Some(Unclassifiable::BodyHidden)));
+    assert_eq!(
+        (hidden.decision, hidden.unclassifiable),
+        (Decision::MeterUnrecognised(0), Some(Unclassifiable::BodyHidden))
+    );
     reader.feed(&config, br#"{"model": "gpt"}"#);
     reader.spoil();
-    assert_eq!(reader.finish(&config).decision, Decision::Meter(0));
+    assert_eq!(reader.finish(&config).decision, Decision::MeterUnrecognised(0));
 }

@@ -1,6 +1,6 @@
 //! The console's part of the configuration: who may change limits, under which names it answers, what it probes.
 
-use super::{ConfigError, KeySource, check_secret, globs, raw, wrong};
+use super::{ConfigError, KeySource, check_secret, patterns, raw, wrong};
 use crate::glob::Glob;
 use crate::knobs::check_number;
 use nimgate_core::limit::rules::{Number, Unit};
@@ -52,7 +52,7 @@ pub(super) fn check(raw: raw::ConsoleFields) -> Result<ConsoleConfig, ConfigErro
     };
     Ok(ConsoleConfig {
         admin_token,
-        hosts: globs(raw.hosts, "console.hosts")?.unwrap_or_default(),
+        hosts: patterns::of_hosts(raw.hosts, "console.hosts")?.unwrap_or_default(),
         upstream: ProbeConfig { host: text(upstream.host, "host", &cluster)?, cluster, path, timeout },
     })
 }

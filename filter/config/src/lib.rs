@@ -24,6 +24,7 @@ pub mod console;
 pub mod glob;
 mod knobs;
 mod number;
+mod patterns;
 mod raw;
 mod secret;
 
@@ -32,8 +33,8 @@ use core::fmt;
 use glob::Glob;
 use nimgate_core::limit::rules::{self, Rules};
 use nimgate_core::priority::Priority;
-pub use secret::KeySource;
 use secret::check_secret;
+pub use secret::{KeySource, without_quotes};
 
 /// A refused configuration: which field, and what is wrong with it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -233,10 +234,10 @@ fn check_limit(limit: raw::LimitDocument, path: &str) -> Result<LimitConfig, Con
             ),
         ));
     }
-    let models = globs(raw.models, &field("models"))?.unwrap_or_else(default_models);
-    let hosts = globs(raw.hosts, &field("hosts"))?.unwrap_or_default();
-    let paths = globs(raw.paths, &field("paths"))?.unwrap_or_default();
-    let clusters = raw.clusters.unwrap_or_default();
+    let models = patterns::of_models(raw.models, &field("models"))?.unwrap_or_else(default_models);
+    let hosts = patterns::of_hosts(raw.hosts, &field("hosts"))?.unwrap_or_default();
+    let paths = patterns::of_paths(raw.paths, &field("paths"))?.unwrap_or_default();
+    let clusters = patterns::clusters(raw.clusters, &field("clusters"))?.unwrap_or_default();
     if models.is_empty() && hosts.is_empty() && clusters.is_empty() {
         return Err(wrong(path, "can never match: `models`, `hosts` and `clusters` are all empty"));
     }
@@ -281,37 +282,30 @@ fn check_priority(raw: raw::PriorityFields) -> Result<PriorityConfig, ConfigErro
             "must not begin with x-nimgate-, because such headers of clients are removed",
         ));
     }
+    if NEVER_READ.contains(&header.as_str()) {
+        return Err(wrong(
+            "priority.header",
+            &format!(
+                "can't be {header}: Envoy or the upstream reads that for a purpose of its own; x-priority is the usual one"
+            ),
+        ));
+    }
     let level = |value: Option<String>, field: &str, default| match value {
         None => Ok(default),
         Some(text) => Priority::parse(text.as_bytes())
             .ok_or_else(|| wrong(field, &format!("must be urgent, high, normal or low, got \"{}\"", shown(&text)))),
     };
-    Ok(PriorityConfig {
-        header,
-        default: level(raw.default, "priority.default", Priority::Normal)?,
-        ceiling: level(raw.ceiling, "priority.ceiling", Priority::Urgent)?,
-    })
-}
-
-fn globs(raw: Option<Vec<String>>, path: &str) -> Result<Option<Vec<Glob>>, ConfigError> {
-    let Some(patterns) = raw else { return Ok(None) };
-    if patterns.len() > PATTERNS_MAX {
-        return Err(wrong(path, &format!("must hold at most {PATTERNS_MAX} patterns, got {}", patterns.len())));
+    let ceiling = level(raw.ceiling, "priority.ceiling", Priority::Urgent)?;
+    let asked = raw.default.is_some();
+    // Who lowers the ceiling lowers what is not said along with it.
+    let default = level(raw.default, "priority.default", Priority::Normal.capped(ceiling))?;
+    if asked && default.capped(ceiling) != default {
+        return Err(wrong(
+            "priority.default",
+            &format!("must not be more urgent than priority.ceiling ({}), got {}", ceiling.name(), default.name()),
+        ));
     }
-    patterns
-        .into_iter()
-        .enumerate()
-        .map(|(at, pattern)| {
-            if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX {
-                return Err(wrong(
-                    &format!("{path}[{at}]"),
-                    &format!("must be a pattern of 1 to {PATTERN_BYTES_MAX} bytes"),
-                ));
-            }
-            Ok(Glob::new(&pattern))
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map(Some)
+    Ok(PriorityConfig { header, default, ceiling })
 }
 
 fn default_models() -> Vec<Glob> {
@@ -331,13 +325,25 @@ fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(60).collect()
 }
 
+/// Headers that say something else, or that Envoy keeps to itself.
+const NEVER_READ: [&str; 13] = [
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+];
+
 /// The longest name; it is a metric label.
 const NAME_BYTES_MAX: usize = 64;
-
-/// The most patterns in one list.
-const PATTERNS_MAX: usize = 256;
-
-const PATTERN_BYTES_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests;

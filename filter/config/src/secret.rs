@@ -31,6 +31,7 @@ pub(super) fn check_secret(
     path: &str,
     name: &str,
 ) -> Result<KeySource, ConfigError> {
+    let inline = inline.map(|secret| without_quotes(&secret).to_owned());
     match (inline, env) {
         (Some(_), Some(_)) => {
             Err(wrong(&format!("{path}.{name}_env"), &format!("can't be given together with {name}; choose one")))
@@ -47,6 +48,12 @@ pub(super) fn check_secret(
         (None, Some(variable)) => Ok(KeySource::Env(variable)),
         (None, None) => Ok(KeySource::Client),
     }
+}
+
+/// A secret without the quotation marks that a shell or a file of variables has left around it: no key has any.
+pub fn without_quotes(secret: &str) -> &str {
+    let bare = |mark: char| secret.strip_prefix(mark).and_then(|rest| rest.strip_suffix(mark));
+    bare('"').or_else(|| bare('\'')).unwrap_or(secret)
 }
 
 fn is_variable_name(name: &str) -> bool {

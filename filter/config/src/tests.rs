@@ -166,6 +166,31 @@ fn each_refusal_names_the_path() {
         (r#"{"priority": {"ceiling": "top"}}"#, "priority.ceiling: must be urgent, high, normal or low, got \"top\""),
         (r#"{"priority": {"header": "x-nimgate-p"}}"#, "priority.header: must not begin with x-nimgate-"),
         (r#"{"priority": {"header": "a b"}}"#, "priority.header: must be the name of an HTTP header"),
+        (
+            r#"{"limits": [{"name": "n", "hosts": ["https://nv.test"]}]}"#,
+            "limits[0].hosts[0]: is an address; a host is",
+        ),
+        (r#"{"limits": [{"name": "n", "hosts": ["a", "nv.test/v1"]}]}"#, "limits[0].hosts[1]: can't be a host"),
+        (r#"{"limits": [{"name": "n", "hosts": ["m\u00fcnchen.test"]}]}"#, "limits[0].hosts[0]: can't be a host"),
+        (r#"{"limits": [{"name": "n", "hosts": [" nv.test"]}]}"#, "limits[0].hosts[0]: must not have space around it"),
+        (r#"{"limits": [{"name": "n", "paths": ["v1/*"]}]}"#, "limits[0].paths[0]: must begin with a slash or `*`"),
+        (r#"{"limits": [{"name": "n", "paths": ["/v1/"]}]}"#, "limits[0].paths[0]: must not end with a slash"),
+        (r#"{"limits": [{"name": "n", "paths": ["/v1?a=b"]}]}"#, "limits[0].paths[0]: must not hold `?`"),
+        (r#"{"limits": [{"name": "n", "paths": ["/v1//chat"]}]}"#, "limits[0].paths[0]: can't match"),
+        (r#"{"limits": [{"name": "n", "paths": ["/v1/../chat"]}]}"#, "limits[0].paths[0]: can't match"),
+        (r#"{"limits": [{"name": "n", "clusters": [""]}]}"#, "limits[0].clusters[0]: must be the name of a cluster"),
+        (r#"{"limits": [{"name": "n", "clusters": ["nv*"]}]}"#, "limits[0].clusters[0]: must be a name"),
+        (r#"{"console": {"hosts": ["http://a"]}}"#, "console.hosts[0]: is an address"),
+        (
+            r#"{"priority": {"default": "high", "ceiling": "normal"}}"#,
+            "priority.default: must not be more urgent than priority.ceiling (normal), got high",
+        ),
+        (r#"{"priority": {"header": "Authorization"}}"#, "priority.header: can't be authorization"),
+        (r#"{"priority": {"header": "host"}}"#, "priority.header: can't be host"),
+        (
+            r#"{"limits": [{"name": "n", "upstream_api_key": "\"\""}]}"#,
+            "limits[0].upstream_api_key: must be of visible",
+        ),
         (r#"{"hold_at": "trailers"}"#, "hold_at: unknown variant"),
         (
             r#"{"hold_at": "body", "limits": [{"name": "n", "upstream_api_key": "k"}]}"#,
@@ -196,6 +221,30 @@ fn requests_held_at_the_body_keep_their_headers_so_keys_need_limits_that_read_no
     .unwrap();
     assert_eq!(config.hold_at, HoldAt::Body);
     assert_eq!(Config::parse(br#"{"hold_at": "headers"}"#).unwrap().hold_at, HoldAt::Headers);
+}
+
+#[test]
+fn patterns_that_can_match_are_taken() {
+    let config = Config::parse(
+        br#"{"limits": [{"name": "n", "models": ["*"], "clusters": ["nvidia"], "paths": ["/", "*/chat", "/v1/*"],
+            "hosts": ["*", "nv.test", "nv.test:8443", "[::1]:80", "*.nv.test"]}]}"#,
+    );
+    assert_eq!(config.unwrap().limits[0].hosts.len(), 5);
+}
+
+#[test]
+fn a_default_that_is_not_given_follows_the_ceiling() {
+    let priority = Config::parse(br#"{"priority": {"ceiling": "low"}}"#).unwrap().priority;
+    assert_eq!((priority.default, priority.ceiling), (Priority::Low, Priority::Low));
+}
+
+#[test]
+fn a_key_in_quotation_marks_is_taken_out_of_them() {
+    let config = Config::parse(br#"{"limits": [{"name": "n", "upstream_api_key": "\"nvapi-x\""}]}"#).unwrap();
+    assert_eq!(config.limits[0].key, KeySource::Inline("nvapi-x".to_owned()));
+    for (written, key) in [("'a'", "a"), ("\"a'", "\"a'"), ("a", "a"), ("\"", "\""), ("''", "")] {
+        assert_eq!(without_quotes(written), key);
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::logging::{event, event_once, host_refused};
 use super::metrics::Metrics;
 use super::shared_data::SharedData;
 use super::{headers, worker};
-use nimgate_config::KeySource;
 use nimgate_config::console::{ConsoleConfig, TOKEN_BYTES_MIN};
+use nimgate_config::{KeySource, without_quotes};
 use nimgate_console::health::{self, Probe, Probed};
 use nimgate_console::history::{self, Entry};
 use nimgate_console::overrides::{self, Override, Settings};
@@ -150,7 +150,7 @@ fn token(source: &KeySource) -> Option<String> {
         KeySource::Client => None,
         KeySource::Inline(token) => Some(token.clone()),
         KeySource::Env(name) => {
-            let value = host::environment(name).map(|value| value.trim().to_owned());
+            let value = host::environment(name).map(|value| without_quotes(value.trim()).to_owned());
             let usable = value
                 .filter(|value| value.len() >= TOKEN_BYTES_MIN && value.bytes().all(|byte| byte.is_ascii_graphic()));
             if usable.is_none() {

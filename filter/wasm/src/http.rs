@@ -73,6 +73,7 @@ impl Http {
                     asked = Some(if asked.is_none() { Priority::parse(value) } else { None });
                 }
                 name if name.starts_with(b"x-nimgate-") => {
+                    head.may_have_chosen_route = true;
                     size_of_head = size_of_head.saturating_sub(name.len()).saturating_sub(value.len());
                     if let Err(refused) = host::remove_header(Map::Request, name) {
                         // It may choose a route to an upstream whose requests are metered.
@@ -95,14 +96,14 @@ impl Http {
                 stream.headers_are_gone.set(true);
                 Action::Continue
             }
-            AtHead::Read(mut reader) if stream.plugin.body_view.get() == BodyView::Hidden => {
+            AtHead::Read(mut reader) if !stream.plugin.may_hold() => {
                 let classified = reader.give_up(config);
                 worker::with(|worker| worker.metrics.pause_ignored());
                 Self::settle(stream, classified)
             }
             AtHead::Read(reader) => {
                 stream.set_state(StreamState::Reading(reader, 0));
-                if stream.plugin.body_view.get() == BodyView::Unknown {
+                if stream.plugin.body_view.get() != BodyView::Shown {
                     let size = u64::try_from(size_of_head).unwrap_or(u64::MAX);
                     if worker::with(|worker| worker.watch(stream, size, stream.context())).is_none() {
                         // Should no body ever be shown, nobody would notice, and the request would wait for ever.

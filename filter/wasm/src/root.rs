@@ -6,8 +6,8 @@ use super::http::Http;
 use super::logging::{self, event, event_once};
 use super::stream::{BodyView, Plugin, Stream};
 use super::worker;
-use nimgate_config::{Config, KeySource};
-use nimgate_core::units::WorkerId;
+use nimgate_config::{Config, KeySource, without_quotes};
+use nimgate_core::units::{Instant, WorkerId};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
 use std::cell::Cell;
@@ -47,6 +47,7 @@ impl Root {
                 limits,
                 keys,
                 body_view: Cell::new(BodyView::Unknown),
+                try_again_at: Cell::new(Instant::ZERO),
             })
         });
         match self.plugin {
@@ -63,7 +64,7 @@ fn key(limit: &str, source: &KeySource) -> Option<String> {
         KeySource::Client => None,
         KeySource::Inline(key) => Some(key.clone()),
         KeySource::Env(name) => {
-            let value = host::environment(name).map(|value| value.trim().to_owned());
+            let value = host::environment(name).map(|value| without_quotes(value.trim()).to_owned());
             let usable = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic()));
             if usable.is_none() {
                 event_once!(

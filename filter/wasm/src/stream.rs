@@ -28,6 +28,8 @@ pub struct Plugin {
     pub keys: Vec<Option<String>>,
     /// Whether the host shows bodies of requests that are held at their headers.
     pub body_view: Cell<BodyView>,
+    /// When that is found out anew, if it does not.
+    pub try_again_at: Cell<Instant>,
 }
 
 /// Whether the host shows bodies of requests that are held at their headers
@@ -38,9 +40,28 @@ pub enum BodyView {
     Unknown,
     /// It does.
     Shown,
-    /// It does not: such a request would wait for ever.
+    /// It seems not to: such a request would wait for ever. It may have been another filter before this one that kept a
+    /// body back, so now and then one request tries again.
     Hidden,
 }
+
+impl Plugin {
+    /// Whether a request that comes now may be held at its headers until its body is shown.
+    pub fn may_hold(&self) -> bool {
+        if self.body_view.get() != BodyView::Hidden {
+            return true;
+        }
+        let now = host::now();
+        let is_due = now >= self.try_again_at.get();
+        if is_due {
+            self.try_again_at.set(now.after(TRY_AGAIN_AFTER));
+        }
+        is_due
+    }
+}
+
+/// How often one request tries whether bodies are shown after all. Where they are not, it waits a second in vain.
+pub const TRY_AGAIN_AFTER: Micros = Micros::from_secs(5);
 
 /// How far a stream is.
 pub enum StreamState {
@@ -89,6 +110,8 @@ pub struct Stream {
     pub model: RefCell<Option<String>>,
     /// Whether the client sent `authorization`.
     pub has_authorization: Cell<bool>,
+    /// Whether it is known to be for a limit's upstream, and not only metered for want of knowing better.
+    pub is_recognised: Cell<bool>,
     /// Whether its headers have gone on to the next filter, so that they can't be changed any more.
     pub headers_are_gone: Cell<bool>,
     /// Whether Envoy keeps a piece of its body that is not its last, since its token had not come then. Such a request goes
@@ -109,6 +132,7 @@ impl Stream {
             state: RefCell::new(StreamState::New),
             model: RefCell::new(None),
             has_authorization: Cell::new(false),
+            is_recognised: Cell::new(false),
             headers_are_gone: Cell::new(false),
             keeps_body: Cell::new(false),
             is_noted: Cell::new(false),
@@ -179,7 +203,7 @@ impl Stream {
         };
         if self.headers_are_gone.get() {
             warn_if_sent();
-        } else {
+        } else if self.is_recognised.get() {
             self.set_headers(limit);
         }
         self.note(Some(limit), Outcome::Forwarded, Some(waited));

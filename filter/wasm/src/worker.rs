@@ -15,7 +15,7 @@ use super::host::{self, ContextRef};
 use super::logging::{event, host_refused};
 use super::metrics::Metrics;
 use super::shared_data::{SharedData, next_number};
-use super::stream::{BodyView, Plugin, Stream, StreamState};
+use super::stream::{BodyView, Plugin, Stream, StreamState, TRY_AGAIN_AFTER};
 use hashbrown::HashMap;
 use nimgate_classify::{Classified, Decision};
 use nimgate_console::registry::Registry;
@@ -376,17 +376,19 @@ impl Worker {
             .map(|watched| Rc::clone(&watched.stream.plugin))
             .collect();
         for plugin in hidden {
-            if plugin.body_view.replace(BodyView::Hidden) == BodyView::Hidden {
-                continue;
+            plugin.try_again_at.set(now.after(TRY_AGAIN_AFTER));
+            if plugin.body_view.replace(BodyView::Hidden) != BodyView::Hidden {
+                event!(
+                    warn,
+                    "pause_ignored",
+                    "message": "this Envoy shows no body while a request is held at its headers, or a filter before \
+                                nimgate keeps bodies back, so requests can't be classified by model; they follow \
+                                on_unclassifiable. Set allow_on_headers_stop_iteration: true in the Wasm plugin's \
+                                configuration (Envoy 1.35 and later), or hold_at: body with Envoy's buffer filter after \
+                                nimgate, or match by hosts or clusters and set models: []. One request tries again every \
+                                5 s",
+                );
             }
-            event!(
-                warn,
-                "pause_ignored",
-                "message": "this Envoy shows no body while a request is held at its headers, so requests can't be \
-                            classified by model; they follow on_unclassifiable. Set allow_on_headers_stop_iteration: \
-                            true in the Wasm plugin's configuration (Envoy 1.35 and later), or hold_at: body with \
-                            Envoy's buffer filter after nimgate, or match by hosts or clusters and set models: []",
-            );
             let mut given_up = Vec::new();
             self.watched.retain(|_, watched| {
                 let ours = watched.stream.plugin.context == plugin.context;
@@ -430,7 +432,8 @@ impl Worker {
                 });
                 false
             }
-            Decision::Meter(at) => {
+            Decision::Meter(at) | Decision::MeterUnrecognised(at) => {
+                stream.is_recognised.set(matches!(classified.decision, Decision::Meter(_)));
                 self.arrive(stream, at, running);
                 stream.id == running.context && matches!(*stream.state.borrow(), StreamState::Granted(_))
             }

@@ -7,7 +7,9 @@ pub enum Looks {
     Undecided,
     /// It begins like a JSON object, in UTF-8 or in an encoding that is not read here.
     Json,
-    /// It begins like anything else, which no upstream can take for a request with a `model`.
+    /// It begins like another JSON value, in which no upstream finds a `model`.
+    OtherJson,
+    /// It begins like no JSON at all.
     NotJson,
 }
 
@@ -27,8 +29,6 @@ pub enum Unreadable {
     NotJson,
     /// It breaks the rules of JSON where they matter here.
     Syntax,
-    /// It is JSON of another kind: an array, a string, a number, a word.
-    NotAnObject,
     /// A `model` is not a string.
     ModelNotString,
     /// A `model` holds invalid UTF-8, half a surrogate pair, a bare control character or an unknown escape.
@@ -58,7 +58,6 @@ impl Unreadable {
             Self::Empty => "empty",
             Self::NotJson => "not_json",
             Self::Syntax => "syntax",
-            Self::NotAnObject => "not_an_object",
             Self::ModelNotString => "model_not_string",
             Self::ModelUnreadable => "model_unreadable",
             Self::ModelTooLong => "model_too_long",

@@ -12,10 +12,12 @@ pub(super) enum Opening {
     Undecided,
     /// A JSON object in UTF-8, whose bracket was just read.
     Object,
-    /// Another JSON value, in any encoding.
+    /// Another JSON value in UTF-8, whose first byte was just read.
     OtherValue,
     /// A JSON object in UTF-16 or UTF-32.
     WideObject,
+    /// Another JSON value in UTF-16 or UTF-32.
+    WideOther,
     /// Nothing that JSON can begin with.
     NotJson,
 }
@@ -133,6 +135,7 @@ impl Start {
             Ok(byte) if is_space(byte) => self.wait(Self::Wide(encoding, Window::default())),
             _ => match opening(character) {
                 Opening::Object => Opening::WideObject,
+                Opening::OtherValue => Opening::WideOther,
                 other => other,
             },
         }

@@ -141,15 +141,43 @@ fn what_was_reported_before_a_fault_stays_true() {
 }
 
 #[test]
-fn what_is_no_object_is_reported() {
+fn a_document_that_is_no_object_is_read_and_has_no_model() {
+    for body in [
+        &b"[1]"[..],
+        b"[]",
+        br#"[{"model":"nvidia/x"}]"#,
+        br#"[[{"model":"nvidia/x"}], {"model": "nvidia/y"} ] "#,
+        b"\"x\"",
+        br#""a\"b""#,
+        b"-1",
+        b" \n null",
+        b"\xef\xbb\xbfNaN",
+    ] {
+        let scan = scan(body);
+        assert_eq!((scan.models.len(), scan.end, scan.looks), (0, Ok(0), Looks::OtherJson));
+    }
     for (body, expected) in [
-        (&b"[1]"[..], Unreadable::NotAnObject),
-        (br#"[{"model":"nvidia/x"}]"#, Unreadable::NotAnObject),
-        (b"\"x\"", Unreadable::NotAnObject),
-        (b"-1", Unreadable::NotAnObject),
-        (b" \n null", Unreadable::NotAnObject),
-        (b"\xef\xbb\xbfNaN", Unreadable::NotAnObject),
-        (b"a=b", Unreadable::NotJson),
+        (&b"["[..], Unreadable::Truncated),
+        (b"[1", Unreadable::Truncated),
+        (b"\"x", Unreadable::Truncated),
+        (b"tru", Unreadable::Truncated),
+        (b"[1}", Unreadable::Syntax),
+        (b"[1,]", Unreadable::Syntax),
+        (b"truth", Unreadable::Syntax),
+        (b"[1]]", Unreadable::TrailingData),
+        (b"1, 2", Unreadable::TrailingData),
+        (b"null null", Unreadable::TrailingData),
+        (br#"["x"]{"model":"nvidia/x"}"#, Unreadable::TrailingData),
+        (br#""x":{"model":"nvidia/x"}"#, Unreadable::TrailingData),
+    ] {
+        assert_eq!(refused(body), expected, "{}", body.escape_ascii());
+    }
+}
+
+#[test]
+fn what_is_no_json_is_reported() {
+    for (body, expected) in [
+        (&b"a=b"[..], Unreadable::NotJson),
         (b"<x>", Unreadable::NotJson),
         (b"}", Unreadable::NotJson),
         (b"\x0c{}", Unreadable::NotJson),
@@ -244,7 +272,6 @@ fn labels_are_distinguished() {
         Unreadable::Empty,
         Unreadable::NotJson,
         Unreadable::Syntax,
-        Unreadable::NotAnObject,
         Unreadable::ModelNotString,
         Unreadable::ModelUnreadable,
         Unreadable::ModelTooLong,

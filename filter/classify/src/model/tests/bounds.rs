@@ -61,7 +61,7 @@ fn deeper_bodies_still_report_their_model() {
     ] {
         assert_eq!(scan_large(&[&b"{\"x\":"[..], &deep].concat()).end, Err(expected));
     }
-    assert_eq!(scan_pieces([&b"[".repeat(1_000_000)[..]]).end, Err(Unreadable::NotAnObject));
+    assert_eq!(scan_pieces([&b"[".repeat(1_000_000)[..]]).end, Err(Unreadable::Truncated));
 }
 
 #[test]
