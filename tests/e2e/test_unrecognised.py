@@ -31,6 +31,8 @@ UNREADABLE = {
     "two documents": (b'{"model":"gpt-4o"} {"model":"gpt-4o"}', {}),
     "half an array": (b'[{"model":"gpt-4o"}', {}),
     "coding nobody knows": (encode(chat("gpt-4o")), {"content-encoding": "made-up"}),
+    "coding that is not undone": (b"\x28\xb5\x2f\xfd", {"content-encoding": "zstd"}),
+    "half a gzip": (gzip.compress(encode(chat("gpt-4o")))[:-9], {"content-encoding": "gzip"}),
     "utf-16": (json.dumps(chat("gpt-4o")).encode("utf-16"), {}),
 }
 
@@ -39,6 +41,8 @@ OTHERS = {
     "gzip telemetry": (b"\n\x05hello", "application/x-protobuf", "gzip"),
     "gzip git": (b"0032want 0123\n", "application/x-git-upload-pack-request", "gzip"),
     "protobuf that begins like a brace": (b"{\x05model", "application/protobuf", None),
+    "gzip telemetry in JSON": (b'{"resourceSpans":[]}', "application/json", "gzip"),
+    "gzip of another model": (encode(chat("gpt-4o")), "application/json", "gzip"),
     "JSON lines": (b'{"model":"nvidia/a"}\n{"model":"nvidia/a"}\n', "application/x-ndjson", None),
     "JSON Patch": (b'[{"op":"add","path":"/model"}]', "application/json-patch+json", None),
     "JSON-RPC batch": (b'[{"jsonrpc":"2.0","id":1,"method":"model"}]', "application/json", None),

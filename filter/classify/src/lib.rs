@@ -21,10 +21,12 @@
     )
 )]
 
+mod decode;
 mod media;
 pub mod model;
 pub(crate) mod path;
 
+use decode::Decoder;
 use media::Kind;
 use model::{Looks, Scanner, Unreadable};
 use nimgate_config::{Config, LimitConfig, OnUnclassifiable};
@@ -52,7 +54,7 @@ pub struct RequestHead<'a> {
 /// Why a body could not be classified.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unclassifiable {
-    /// It is compressed.
+    /// It is compressed in a way that is not undone here, or not as it says, or far too large when it is undone.
     Compressed,
     /// The host does not show bodies while a request is held at its headers.
     BodyHidden,
@@ -168,12 +170,15 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
     if head.ends_here || eligible.is_empty() || kind == Kind::NeverJson || is_tunnel(head) {
         return AtHead::Decided(Classified::certain(otherwise));
     }
-    let compressed = head.content_encoding.is_some_and(media::is_encoded);
+    let coding = head.content_encoding.filter(|value| media::codings(value).next().is_some());
+    let decoder = coding.and_then(Decoder::of).map(Box::new);
     let mut reader = BodyReader {
         scanner: Scanner::new(),
         claims_json: matches!(kind, Kind::Json | Kind::GrpcJson),
+        is_grpc: kind == Kind::GrpcJson,
         to_skip: if kind == Kind::GrpcJson { GRPC_PREFIX_BYTES } else { 0 },
-        compressed,
+        is_hidden: coding.is_some() && decoder.is_none(),
+        decoder,
         eligible,
         claimed,
         matched: None,
@@ -182,9 +187,9 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         occurrence: Occurrence::Single,
         spoilt: false,
     };
-    // A compressed body tells nothing, so unless its request is to be metered there is no use in waiting for its end;
-    // one that is metered waits, so that a slow body holds no place in the queue.
-    if compressed && config.on_unclassifiable != OnUnclassifiable::Meter && claimed.is_none() {
+    // A body that can't be undone tells nothing, so unless its request is to be metered there is no use in waiting for its
+    // end; one that is metered waits, so that a slow body holds no place in the queue.
+    if reader.is_hidden && config.on_unclassifiable != OnUnclassifiable::Meter && claimed.is_none() {
         return AtHead::Decided(reader.finish(config));
     }
     AtHead::Read(Box::new(reader))
@@ -197,7 +202,10 @@ pub struct BodyReader {
     claims_json: bool,
     /// Bytes before the document that still come.
     to_skip: usize,
-    compressed: bool,
+    is_grpc: bool,
+    /// Whether the body is compressed in a way that is not undone here.
+    is_hidden: bool,
+    decoder: Option<Box<Decoder>>,
     eligible: Vec<usize>,
     /// What the headers say of it.
     claimed: Option<Decision>,
@@ -213,9 +221,27 @@ impl BodyReader {
     /// Takes in the next piece. Answers `true` as soon as it is certain that the request passes whatever follows, so
     /// that a body which is no JSON need not be held.
     pub fn feed(&mut self, config: &Config, piece: &[u8]) -> bool {
-        if self.compressed {
+        if self.is_hidden {
             return false;
         }
+        match self.decoder.take() {
+            None => self.read(config, piece),
+            Some(mut decoder) => {
+                decoder.feed(piece, &mut |bytes| self.read(config, bytes));
+                self.decoder = Some(decoder);
+            }
+        }
+        let is_others = match self.scanner.looks_like_json() {
+            Looks::NotJson | Looks::OtherJson => !self.claims_json,
+            // The first message of a conversation in JSON is over; another may only come when this one is answered.
+            Looks::Json => self.is_grpc && self.matched.is_none() && self.scanner.has_ended(),
+            Looks::Undecided => false,
+        };
+        self.claimed.is_none() && is_others
+    }
+
+    /// Reads bytes of the document itself.
+    fn read(&mut self, config: &Config, piece: &[u8]) {
         let skipped = self.to_skip.min(piece.len());
         self.to_skip = self.to_skip.saturating_sub(skipped);
         let document = piece.get(skipped..).unwrap_or_default();
@@ -241,8 +267,6 @@ impl BodyReader {
                 Some(_) => {}
             }
         });
-        let is_others = matches!(scanner.looks_like_json(), Looks::NotJson | Looks::OtherJson);
-        self.claimed.is_none() && !self.claims_json && is_others
     }
 
     /// The model to name where this request is counted: of several the first that made it metered.
@@ -257,7 +281,11 @@ impl BodyReader {
 
     /// The body is complete: decides.
     pub fn finish(&mut self, config: &Config) -> Classified {
-        let unreadable = if self.compressed {
+        let is_undone = match self.decoder.take() {
+            None => !self.is_hidden,
+            Some(mut decoder) => decoder.finish(&mut |bytes| self.read(config, bytes)),
+        };
+        let unreadable = if !is_undone {
             Some(Unclassifiable::Compressed)
         } else {
             self.scanner.finish().err().map(Unclassifiable::Body)

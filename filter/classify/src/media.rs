@@ -37,14 +37,14 @@ pub(crate) fn kind(content_type: Option<&[u8]>) -> Kind {
     }
 }
 
-/// Whether a coding was applied to the body that must be undone before it can be read. Names of character sets are no
+/// The codings that were applied to the body and must be undone before it can be read. Names of character sets are no
 /// codings, though some clients write them here.
-pub(crate) fn is_encoded(content_encoding: &[u8]) -> bool {
+pub(crate) fn codings(content_encoding: &[u8]) -> impl Iterator<Item = &[u8]> {
     let none = [&b"identity"[..], b"none", b"utf-8", b"utf8", b"us-ascii"];
     content_encoding
         .split(|byte| *byte == b',')
         .map(<[u8]>::trim_ascii)
-        .any(|coding| !coding.is_empty() && !none.iter().any(|name| coding.eq_ignore_ascii_case(name)))
+        .filter(move |coding| !coding.is_empty() && !none.iter().any(|name| coding.eq_ignore_ascii_case(name)))
 }
 
 /// Types of which no parser reads a JSON object: binary ones, and those made of JSON documents of another shape.

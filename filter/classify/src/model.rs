@@ -142,6 +142,11 @@ impl Scanner {
         }
     }
 
+    /// Whether the top-level object is over.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.at == At::End
+    }
+
     /// The body is complete.
     ///
     /// # Errors
@@ -242,7 +247,7 @@ impl Scanner {
     fn begin_value(&mut self, byte: u8) -> At {
         if self.is_model && byte != b'"' {
             self.is_model = false;
-            self.flaw.get_or_insert(Unreadable::ModelNotString);
+            self.mark(Unreadable::ModelNotString);
         }
         match byte {
             b'"' if self.is_model => {
@@ -269,13 +274,13 @@ impl Scanner {
             match self.value.end() {
                 Ok(model) => on_model(model),
                 Err(flaw) => {
-                    self.flaw.get_or_insert(flaw);
+                    self.mark(flaw);
                 }
             }
             return At::AfterValue;
         }
         let Err(flaw) = self.value.push(unit) else { return At::InModel };
-        self.flaw.get_or_insert(flaw);
+        self.mark(flaw);
         self.is_model = false;
         if unit == StringUnit::BrokenOff { self.skip_string(At::InString, &[byte]).0 } else { At::InString }
     }
@@ -290,7 +295,7 @@ impl Scanner {
 
     fn in_model_run(&mut self, plain: &[u8]) -> At {
         let Err(flaw) = self.value.keep(plain) else { return At::InModel };
-        self.flaw.get_or_insert(flaw);
+        self.mark(flaw);
         self.is_model = false;
         At::InString
     }
@@ -299,7 +304,7 @@ impl Scanner {
         if self.nesting.open(bracket) {
             inside
         } else {
-            self.flaw.get_or_insert(Unreadable::TooDeep);
+            self.mark(Unreadable::TooDeep);
             self.excess = 1;
             At::InDeep
         }
@@ -382,6 +387,15 @@ impl Scanner {
             }
         }
         (At::InDeep, rest)
+    }
+
+    /// Takes note of a flaw. The first counts, but that a `model` is no string says least: it is passed by one that hides
+    /// what a `model` is.
+    #[cold]
+    fn mark(&mut self, flaw: Unreadable) {
+        if matches!(self.flaw, None | Some(Unreadable::ModelNotString)) {
+            self.flaw = Some(flaw);
+        }
     }
 
     #[cold]

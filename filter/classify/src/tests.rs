@@ -2,6 +2,7 @@
 
 use super::*;
 use nimgate_config::Config;
+use std::io::Write;
 #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -55,7 +56,16 @@ fn by_model() {
 fn what_can_not_be_read_follows_the_policy() {
     for (policy, expected) in [("meter", Decision::MeterUnrecognised(0)), ("pass", Decision::Pass)] {
         let config = config(&format!(r#"{{"on_unclassifiable": "{policy}"}}"#));
-        for body in [r#"{"model": "#, "[1", r#"["x"] {"model": "nvidia/x"}"#, r#"{"a": 1} x"#, "nonsense", "-", "\"x"] {
+        for body in [
+            r#"{"model": "#,
+            "[1",
+            r#"["x"] {"model": "nvidia/x"}"#,
+            r#"{"model": 7, "model": "\ud800"}"#,
+            r#"{"a": 1} x"#,
+            "nonsense",
+            "-",
+            "\"x",
+        ] {
             let (classified, _) = classify(&config, &json_head(), body.as_bytes());
             assert_eq!(classified.decision, expected, "{policy} {body}");
             assert!(classified.unclassifiable.is_some(), "{policy} {body}");
@@ -105,9 +115,84 @@ fn a_broken_body_with_a_metered_model_is_never_passed() {
     }
 }
 
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn deflate(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
 #[test]
-fn compressed_bodies_are_not_read() {
+fn gzip_and_deflate_are_undone() {
+    let config = config("");
+    let nvidia = format!(r#"{{"prompt": "{}", "model": "nvidia/x"}}"#, "words ".repeat(20_000));
+    let others = nvidia.replace("nvidia/x", "gpt-4o");
+    for (coding, pack) in [
+        (&b"gzip"[..], gzip as fn(&[u8]) -> Vec<u8>),
+        (b"x-gzip", gzip),
+        (b"GZIP", gzip),
+        (b"identity, gzip", gzip),
+        (b"deflate", deflate),
+    ] {
+        for content_type in [None, Some(&b"application/json"[..])] {
+            let head = RequestHead { content_encoding: Some(coding), content_type, ..json_head() };
+            for (body, expected) in
+                [(nvidia.as_bytes(), Decision::Meter(0)), (others.as_bytes(), Decision::Pass), (b"[1]", Decision::Pass)]
+            {
+                let packed = pack(body);
+                let (classified, _) = classify(&config, &head, &packed);
+                assert_eq!((classified.decision, classified.unclassifiable), (expected, None));
+                let AtHead::Read(mut reader) = at_head(&config, &head) else { panic!("it is read") };
+                packed.chunks(7).for_each(|piece| {
+                    reader.feed(&config, piece);
+                });
+                assert_eq!(reader.finish(&config).decision, expected, "in pieces");
+            }
+        }
+    }
+    let two = [gzip(br#"{"model": "#), gzip(br#""nvidia/x"}"#)].concat();
     let head = RequestHead { content_encoding: Some(b"gzip"), ..json_head() };
+    assert_eq!(classify(&config, &head, &two).0.decision, Decision::Meter(0), "in two members");
+}
+
+#[test]
+fn what_can_not_be_undone_is_unreadable() {
+    let config = config("");
+    let body = gzip(br#"{"model": "gpt-4o"}"#);
+    let mut damaged = body.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let bomb = gzip(&[b"{\"a\": \"".as_slice(), &vec![b'x'; 65 << 20], b"\"}"].concat());
+    for (coding, sent) in [
+        (&b"gzip"[..], &body[..body.len() - 1]),
+        (b"gzip", &damaged),
+        (b"gzip", br#"{"model": "gpt-4o"}"#),
+        (b"gzip", &[&body[..], b"{}"].concat()),
+        (b"deflate", &body),
+        (b"gzip, gzip", &body),
+        (b"br", &body),
+        (b"zstd", &body),
+        (b"gzip", &bomb),
+    ] {
+        let head = RequestHead { content_encoding: Some(coding), ..json_head() };
+        let (classified, _) = classify(&config, &head, sent);
+        assert_eq!(
+            (classified.decision, classified.unclassifiable),
+            (Decision::MeterUnrecognised(0), Some(Unclassifiable::Compressed)),
+            "{} {}",
+            coding.escape_ascii(),
+            sent.len()
+        );
+    }
+}
+
+#[test]
+fn compressed_bodies_that_are_not_undone_follow_the_policy() {
+    let head = RequestHead { content_encoding: Some(b"br"), ..json_head() };
     let meter = config("");
     let (classified, early) = classify(&meter, &head, b"\x1f\x8b");
     assert_eq!(
@@ -180,9 +265,8 @@ fn grpc_in_json_is_read_behind_its_prefix() {
             let body = format!("\0\0\0\0\u{16}{{\"model\": \"{model}\"}}");
             assert_eq!(decision(&config, &head, &body), expected);
             let AtHead::Read(mut reader) = at_head(&config, &head) else { panic!("it is read") };
-            for byte in body.as_bytes() {
-                assert!(!reader.feed(&config, &[*byte]));
-            }
+            let passes = body.bytes().filter(|byte| reader.feed(&config, &[*byte])).count();
+            assert_eq!(passes > 0, expected == Decision::Pass, "without waiting for the conversation's end");
             assert_eq!(reader.finish(&config).decision, expected, "in single bytes");
         }
     }

@@ -272,6 +272,13 @@ impl Http {
             }
         }
         let Some(limit) = stream.limit(granted.limit) else { return };
+        if !stream.is_recognised.get() {
+            // It kept its own route, so whose answer this is, and what it says of the limit's upstream, is not known.
+            let snapshot = worker::with(|worker| worker.retried(stream, limit, retries)).flatten();
+            let snapshot = snapshot.filter(|_| !has_ratelimit);
+            Self::add_headers(map, &response_headers(granted.waited, snapshot.as_ref()));
+            return;
+        }
         let obey_503 = worker::with(|worker| worker.obeys_503(limit)).unwrap_or(false);
         let signal = Signal::of_status(status, pause.is_some(), obey_503);
         let answer =

@@ -320,7 +320,9 @@ impl Worker {
         outcome: Outcome,
         retries: u32,
     ) -> Option<(Snapshot, Instant)> {
-        self.metrics.failed(limit, stream.model.borrow().as_deref(), outcome);
+        if stream.is_recognised.get() {
+            self.metrics.failed(limit, stream.model.borrow().as_deref(), outcome);
+        }
         if outcome == Outcome::PayloadTooLarge {
             self.settle_grant(stream, limit, false, stream.context());
         }

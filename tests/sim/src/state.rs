@@ -113,6 +113,8 @@ pub struct Request {
     pub details: &'static str,
     /// When the filter read the clock for its arrival.
     pub arrived: u64,
+    /// Whether the filter can't know what it is, so that it gets no mark.
+    pub unread: bool,
     /// The commit with which the ledger first showed it.
     pub published: Option<u64>,
     pub published_at: u64,
@@ -155,6 +157,7 @@ impl Request {
             response: Vec::new(),
             details: "",
             arrived: 0,
+            unread: false,
             published: None,
             published_at: 0,
             fallback: false,

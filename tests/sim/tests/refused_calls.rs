@@ -99,6 +99,7 @@ fn come_with(world: &Rc<World>, worker: usize, root: u32, header: &str, body: &s
             headers: headers.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec(),
             shown: body.len(),
             ended: true,
+            unread: header == "x-nimgate-limit",
             ..Request::new(worker, Kind::Model, body.as_bytes().to_vec())
         });
         (r, context)

@@ -90,11 +90,8 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     linker.func_wrap(
         "env",
         "proxy_replace_header_map_value",
-        |mut call: Call<'_>, map: u32, k: u32, kn: u32, v: u32, vn: u32| {
+        |call: Call<'_>, map: u32, k: u32, kn: u32, v: u32, vn: u32| {
             let (name, value) = (bytes(&call, k, kn), bytes(&call, v, vn));
-            if map == 0 && name == b"x-nimgate-limit" {
-                goes(&mut call);
-            }
             change_header(&call, map, &String::from_utf8_lossy(&name), Some(value))
         },
     )?;
@@ -151,12 +148,17 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
             give(&mut call, &value, data, size)
         },
     )?;
-    linker.func_wrap("env", "proxy_set_property", |_: Call<'_>, _: u32, _: u32, _: u32, _: u32| OK)?;
+    linker.func_wrap("env", "proxy_set_property", |mut call: Call<'_>, p: u32, pn: u32, v: u32, vn: u32| {
+        if (bytes(&call, p, pn), bytes(&call, v, vn)) == (b"nimgate.outcome".to_vec(), b"forwarded".to_vec()) {
+            goes(&mut call);
+        }
+        OK
+    })?;
     linker.func_wrap("env", "proxy_set_buffer_bytes", |_: Call<'_>, _: u32, _: u32, _: u32, _: u32, _: u32| OK)?;
     Ok(())
 }
 
-/// The mark for the upstream is set: the filter lets the request of the effective context go.
+/// The access log is told so: the filter lets the request of the effective context go.
 fn goes(call: &mut Call<'_>) {
     let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
     let Some(r) = world.state.borrow().request_of(vm, call.data().frame.effective) else { return };
