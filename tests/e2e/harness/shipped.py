@@ -48,6 +48,8 @@ class Options:
     concurrency: int = 2
     with_filter: bool = True
     stop_iteration_flag: bool = True
+    # The shipped listener serves this machine alone; most tests ask it under names of their own.
+    this_machine_only: bool = False
     # The shipped routes retry 429s, which a test of what a 429 does must not have.
     router_retries: bool = False
     environment: dict[str, str] = field(default_factory=dict)
@@ -135,6 +137,8 @@ def listeners(ports: Ports, options: Options) -> Tree:
                 plugin.pop("allow_on_headers_stop_iteration")
     else:
         remove_wasm_filters(tree)
+    if not options.this_machine_only:
+        serve_all_names(tree)
     if envoy_version() < ROUTE_BUFFER_LIMIT_SINCE:
         raise_listeners_limit(tree)
     if not options.router_retries:
@@ -173,6 +177,12 @@ def remove_wasm_filters(tree: Tree) -> None:
                 for entry in node["http_filters"]
                 if entry.get("typed_config", {}).get("@type") != WASM_TYPE
             ]
+
+
+def serve_all_names(tree: Tree) -> None:
+    manager = connection_manager(tree)
+    kept = [one for one in manager["http_filters"] if one["name"] != "this-machine-only"]
+    manager["http_filters"] = kept
 
 
 def raise_listeners_limit(tree: Tree) -> None:
