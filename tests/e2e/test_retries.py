@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from harness.client import results
 from harness.gate import Gate, running_gate
 from harness.nimgate import configuration, limit
 from harness.shipped import Options, Tree, all_routes
@@ -63,6 +64,26 @@ def test_router_waits_as_long_as_retry_after_says(gate: Gate):
     arrivals = [record.at_us for record in gate.fake.requests(model)]
     assert len(arrivals) == 3
     assert all(later - earlier >= 1e6 for earlier, later in itertools.pairwise(arrivals))
+
+
+def test_many_that_are_refused_at_once_are_all_retried():
+    """Envoy lets three retries of a cluster go on at once unless told otherwise."""
+    plugin = configuration(limit("nvidia", retreat={"enabled": False}))
+    with running_gate(Options(plugin=plugin, router_retries=True)) as gate:
+        # Each waits as long as its Retry-After says, so all wait for their retries together.
+        gate.fake.configure(throttle_next=12, retry_after=1)
+        asked = [gate.client.start_chat(gate.model("nvidia")) for _ in range(12)]
+        answers = results(asked)
+        assert [answer.status for answer in answers] == [200] * 12
+        statuses = [record.status for record in gate.fake.requests()]
+        assert (statuses.count(429), statuses.count(200)) == (12, 12)
+
+
+def test_client_does_not_see_that_the_workers_were_full_for_a_moment(gate: Gate):
+    model = gate.model("nvidia")
+    gate.fake.configure(error_burst={"count": 1, "status": 503})
+    assert gate.client.chat(model).status == 200
+    assert [record.status for record in gate.fake.requests(model)] == [503, 200]
 
 
 def test_what_passes_is_not_retried(gate: Gate):

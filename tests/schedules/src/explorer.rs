@@ -48,6 +48,8 @@ pub enum Try {
     Retry(u32),
     /// The configuration with [`Case::changed`] comes.
     Configure,
+    /// An operator sets [`Case::changed`] through the console.
+    Override,
 }
 
 /// What is explored.
@@ -55,7 +57,7 @@ pub enum Try {
 pub struct Case {
     /// The rules; the bucket is full at first.
     pub rules: Rules,
-    /// The rules that a configuration brings in the middle. They never allow less.
+    /// The rules that a configuration or an operator brings in the middle. They never allow less.
     pub changed: Rules,
     /// What each worker has to do.
     pub tries: [Vec<Try>; WORKERS],
@@ -218,7 +220,7 @@ impl Explorer<'_> {
             let worker = self.workers.id(Worker::with_rules(at as u32 + 1, self.case.rules, self.case.bug));
             Local { worker, turn: None, current: true, woken: false }
         });
-        let naive = verdict::NaiveBucket::full(self.case.rules.capacity);
+        let naive = verdict::NaiveBucket::full(&self.case.rules);
         let start = State { ledger: None, clock: 0, naive, locals };
         let mut explored = Explored { states: 0, steps: 0, ends: 0, schedules: Count::default(), longest: 0 };
         let mut way: Vec<Visit> = Vec::new();

@@ -1,20 +1,26 @@
 //! What must hold of several workers and their ledger, whatever the schedule.
 
-use crate::worker::{Request, TOKEN_EVERY, WEAK, Worker, at_ms};
+use crate::worker::{Request, WEAK, Worker, at_ms, token_every};
 use nimgate_core::limit::ledger::{GRACE, Ledger};
+use nimgate_core::limit::rules::Rules;
 use nimgate_core::model::ModelKey;
 use nimgate_core::order::key::OrderRule;
 use nimgate_core::units::{Instant, WorkerId};
 
 /// Checks what holds at any moment at which no worker has swapped the ledger and not yet acted upon it: no token too
-/// many, nobody lost or counted twice, the peers' lines and the gauges true.
+/// many, nobody lost or counted twice, the peers' lines and the gauges true. `rules` are those that allow most.
 ///
 /// # Errors
 /// A sentence on what does not hold.
-pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, capacity: u32, now: Instant) -> Result<(), String> {
+pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, rules: &Rules, now: Instant) -> Result<(), String> {
     let granted: u32 = workers.iter().map(|worker| worker.granted).sum();
-    let paid = u64::from(capacity) + now.since(at_ms(0)).get() / TOKEN_EVERY.get();
+    let passed = now.since(at_ms(0));
+    let paid = u64::from(rules.capacity) + passed.get() / token_every(rules).get();
     ensure(u64::from(granted) <= paid, || format!("{granted} tokens were granted and only {paid} were there"))?;
+    let quota = rules.window_rules().quota;
+    ensure(passed >= rules.window || granted <= quota, || {
+        format!("{granted} were granted in a window that may hold {quota}")
+    })?;
     for worker in workers {
         let accounted = worker.granted + worker.left + worker.waiting.len() as u32;
         ensure(accounted == worker.arrived, || {

@@ -40,6 +40,10 @@ pub enum Bug {
     ForgottenModel,
     /// Of the retries of Envoy's router the last is not charged.
     ForgottenRetry,
+    /// A change of the rules by an operator wakes nobody.
+    OverrideWakesNobody,
+    /// What was granted is not counted in the window.
+    WindowForgotten,
 }
 
 impl Bug {
@@ -47,7 +51,13 @@ impl Bug {
     pub const PLANTED: [Self; 5] =
         [Self::UnconditionalFirstWrite, Self::StaleRetry, Self::DoubleRefill, Self::ForgottenWake, Self::OldTime];
 
-    /// Those of streams, models and retries, which only the explorer plays.
-    pub const OF_STREAMS: [Self; 4] =
-        [Self::EndWakesNobody, Self::SlotFreedTwice, Self::ForgottenModel, Self::ForgottenRetry];
+    /// Those of streams, models, retries, windows and operators, which only the explorer plays.
+    pub const OF_STREAMS: [Self; 6] = [
+        Self::EndWakesNobody,
+        Self::SlotFreedTwice,
+        Self::ForgottenModel,
+        Self::ForgottenRetry,
+        Self::OverrideWakesNobody,
+        Self::WindowForgotten,
+    ];
 }

@@ -6,7 +6,7 @@
 
 use crate::Bug;
 use crate::invariants::{due, hold_always, hold_at_rest};
-use crate::worker::{Worker, at_ms};
+use crate::worker::{Worker, at_ms, rules};
 use nimgate_core::limit::ledger::Ledger;
 use nimgate_core::store::{Store, StoreError, Swap, Version};
 use nimgate_core::units::{Instant, WorkerId};
@@ -125,7 +125,7 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
 fn check<L: Lock>(workers: &[Worker], store: &SharedStore<'_, L>, capacity: u32) -> Option<Ledger> {
     let bytes = store.lock.locked(|values| values.bytes.clone());
     let ledger = bytes.map(|bytes| Ledger::decode(&bytes).unwrap_or_else(|| panic!("the record can't be read")));
-    let held = hold_always(&workers.iter().collect::<Vec<_>>(), ledger.as_ref(), capacity, store.now);
+    let held = hold_always(&workers.iter().collect::<Vec<_>>(), ledger.as_ref(), &rules(capacity), store.now);
     held.unwrap_or_else(|words| panic!("{words}"));
     ledger
 }

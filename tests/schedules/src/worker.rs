@@ -4,6 +4,7 @@ use crate::Bug;
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::rate::RetreatRules;
 use nimgate_core::event::{Event, Happened};
+use nimgate_core::limit::home::{Company, Home};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::limit::rules::Timeouts;
 use nimgate_core::model::{ModelKey, ModelName};
@@ -30,8 +31,19 @@ pub fn rules(capacity: u32) -> Rules {
     }
 }
 
-/// The time between two tokens under [`rules`].
-pub const TOKEN_EVERY: Micros = Micros::from_secs(1);
+/// The rules of an account of NVIDIA's as it is: forty a minute, four of them at once.
+pub fn account() -> Rules {
+    Rules {
+        window: Micros::from_secs(60),
+        retreat: RetreatRules { base: MilliRpm::from_rpm(40), ..RetreatRules::DEFAULT },
+        ..rules(4)
+    }
+}
+
+/// The time between two tokens.
+pub fn token_every(rules: &Rules) -> Micros {
+    Micros::new(60_000_000_000 / u64::from(rules.retreat.base.get()))
+}
 
 /// A time after the start.
 pub const fn at_ms(millis: u64) -> Instant {
@@ -130,6 +142,7 @@ impl Worker {
 
     /// The same with other rules.
     pub fn with_rules(number: u32, rules: Rules, bug: Bug) -> Self {
+        let rules = if bug == Bug::WindowForgotten { Rules { window: Micros::ZERO, ..rules } } else { rules };
         let mut scheduler = Scheduler::default();
         let mut apart = MemoryStore::at(at_ms(0));
         let (limit, _) = scheduler.configure(LIMIT, rules, &mut apart);
@@ -223,6 +236,20 @@ impl Worker {
         self.tried += 1;
         let (_, events) = self.scheduler.configure(LIMIT, rules, store);
         self.without_a_turn(|worker| worker.carry_out(Output { events, ..Output::default() }))
+    }
+
+    /// An operator changes the rules through the console. Answers whom to wake: whoever waits.
+    pub fn override_rules(&mut self, rules: Rules, store: &mut impl Store) -> Vec<WorkerId> {
+        self.tried += 1;
+        let decided = Home::new(LIMIT, Company::Alone).decide(None, rules, store, |mut ledger, _, now| {
+            let before = *ledger.rules();
+            ledger.advance(now, &mut Vec::new());
+            ledger.override_rules(rules, now, &mut Vec::new());
+            let waiting = ledger.peers().lines().iter().map(|line| line.worker).collect();
+            ((before != rules).then_some(ledger), waiting)
+        });
+        let wakes: Vec<WorkerId> = decided.unwrap_or_default();
+        if self.bug == Bug::OverrideWakesNobody { Vec::new() } else { wakes }
     }
 
     /// What this does tells the others nothing of who waits here.

@@ -3,12 +3,13 @@
 //! `cargo test --profile proofs -p nimgate-schedules --test exhaustive -- --nocapture` tells their numbers; with
 //! `--include-ignored` the large cases are explored too, which takes some minutes and some 10 GB of memory.
 
-use Try::{Arrive, AskWeak, Configure, End, Leave, Retry, Slow};
+use Try::{Arrive, AskWeak, Configure, End, Leave, Override, Retry, Slow};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::priority::Priority::{High, Low, Normal, Urgent};
+use nimgate_core::units::Micros;
 use nimgate_schedules::Bug;
 use nimgate_schedules::explorer::{Case, Explored, Try, Violation, WORKERS, explore};
-use nimgate_schedules::worker::rules;
+use nimgate_schedules::worker::{account, rules};
 
 /// Three tries of each worker: all levels, one client that leaves before its worker's last request comes and one after,
 /// and a better request behind a worse one.
@@ -55,6 +56,26 @@ fn a_slowed_model() -> Case {
 fn retries_and_a_configuration() -> Case {
     let tries = [vec![Arrive(Low), Retry(2)], vec![Arrive(Normal), Configure], vec![Arrive(Urgent)]];
     Case { changed: rules(3), ..case(2, tries, &[1_010]) }
+}
+
+/// An operator lets the bucket hold more, or more streams go at once, while requests wait.
+fn an_operator() -> [Case; 2] {
+    let tries = [vec![Arrive(Low), Arrive(High)], vec![Arrive(Normal), Override], vec![Arrive(Urgent)]];
+    let of = |rules, changed| Case { rules, changed, ..case(1, tries.clone(), &[1_010]) };
+    let capped = |cap| Rules { max_in_flight: Some(cap), ..rules(3) };
+    [of(rules(1), rules(2)), of(capped(1), capped(2))]
+}
+
+/// An account of forty a minute as it is, and one whose window of three seconds may hold two although four tokens are there.
+fn windows() -> [Case; 2] {
+    let of = |rules, clock: &[u64]| Case { rules, changed: rules, ..case(4, three_or_less(), clock) };
+    let short = Rules { window: Micros::from_secs(3), ..account() };
+    [of(account(), &[1_510]), of(short, &[1_510, 4_200])]
+}
+
+/// Six requests, so that some wait for the fifth and sixth token.
+fn three_or_less() -> [Vec<Try>; WORKERS] {
+    [vec![Arrive(Low), Arrive(High)], vec![Arrive(Normal), Arrive(Urgent)], vec![Arrive(Urgent)]]
 }
 
 fn all_hold(name: &str, case: &Case) -> Explored {
@@ -134,10 +155,25 @@ fn retries_are_paid_and_rules_change() {
 }
 
 #[test]
+fn an_operator_changes_the_rules() {
+    for (at, case) in an_operator().iter().enumerate() {
+        all_hold(&format!("an operator, {at}"), case);
+    }
+}
+
+#[test]
+fn no_window_holds_too_many() {
+    for (at, case) in windows().iter().enumerate() {
+        all_hold(&format!("a window, {at}"), case);
+    }
+}
+
+#[test]
 fn finds_every_planted_bug_of_streams_and_models() {
     for bug in Bug::OF_STREAMS {
         let cases = [streams_that_end(1), streams_that_end(2), a_slowed_model(), retries_and_a_configuration()];
-        match cases.into_iter().find_map(|case| explore(&Case { bug, ..case }).err()) {
+        let mut cases = cases.into_iter().chain(an_operator()).chain(windows());
+        match cases.find_map(|case| explore(&Case { bug, ..case }).err()) {
             None => panic!("{bug:?} was not found"),
             Some(Violation { what, schedule }) => println!("{bug:?}: {what}, after {} steps", schedule.len()),
         }

@@ -24,6 +24,8 @@ pub(super) enum Begin {
     Charge(u32),
     /// A configuration comes.
     Configure,
+    /// An operator changes the rules.
+    Override,
     /// Another worker's wake-up is taken up.
     Woken,
     /// The timer fires.
@@ -134,6 +136,7 @@ pub(super) fn replay(worker: &Worker, turn: &Turn, bytes: &Table<Vec<u8>>, case:
         Begin::Slow => worker.slow(turn.now, &mut store),
         Begin::Charge(retries) => worker.charge(retries, &mut store),
         Begin::Configure => worker.configure(case.changed, &mut store),
+        Begin::Override => worker.override_rules(case.changed, &mut store),
         Begin::Woken => worker.wake(true, &mut store),
         Begin::Timer => worker.wake(false, &mut store),
     };

@@ -55,6 +55,7 @@ impl Explorer<'_> {
                     Try::End => self.begin(&mut state, at, Begin::End),
                     Try::Retry(retries) => self.begin(&mut state, at, Begin::Charge(retries)),
                     Try::Configure => self.begin(&mut state, at, Begin::Configure),
+                    Try::Override => self.begin(&mut state, at, Begin::Override),
                     Try::Leave => {
                         let mut worker = worker.clone();
                         worker.leave();

@@ -3,9 +3,10 @@
 use super::replay::{Answer, Begin};
 use super::{Explorer, State, Step, Violation, Visit};
 use crate::invariants::{due, ensure, has_slot, hold_always, hold_at_rest, is_open, looks_in_time, weak_opens};
-use crate::worker::{Request, TOKEN_EVERY, Worker, at_ms};
+use crate::worker::{Request, Worker, at_ms, token_every};
 use nimgate_core::limit::ledger::{GRACE, Ledger};
-use nimgate_core::units::{Instant, RequestId, WorkerId};
+use nimgate_core::limit::rules::Rules;
+use nimgate_core::units::{Instant, Micros, RequestId, WorkerId};
 
 /// Whose request is the best in a ledger at a time, and when a token is there for it.
 pub(super) type Due = Option<(WorkerId, Instant)>;
@@ -20,32 +21,33 @@ pub(super) struct NaiveBucket {
 
 impl NaiveBucket {
     /// A full one, at the start.
-    pub fn full(capacity: u32) -> Self {
-        Self { saved: tokens(capacity), counted_to: at_ms(0) }
+    pub fn full(rules: &Rules) -> Self {
+        Self { saved: worth(rules, rules.capacity), counted_to: at_ms(0) }
     }
 
-    fn at(self, now: Instant, capacity: u32) -> Self {
-        let saved = (self.saved + now.since(self.counted_to).get() as i64).min(tokens(capacity));
+    fn at(self, now: Instant, rules: &Rules) -> Self {
+        let saved = (self.saved + now.since(self.counted_to).get() as i64).min(worth(rules, rules.capacity));
         Self { saved, counted_to: self.counted_to.max(now) }
     }
 
-    fn pay(self, number: u32) -> Option<Self> {
-        let saved = self.saved - tokens(number);
+    fn pay(self, rules: &Rules, number: u32) -> Option<Self> {
+        let saved = self.saved - worth(rules, number);
         (number == 0 || saved >= 0).then_some(Self { saved, ..self })
     }
 
     /// Retries are spent whether they are there or not.
-    fn charge(self, number: u32) -> Self {
-        Self { saved: self.saved - tokens(number), ..self }
+    fn charge(self, rules: &Rules, number: u32) -> Self {
+        Self { saved: self.saved - worth(rules, number), ..self }
     }
 
-    fn there(self) -> u64 {
-        self.saved.max(0) as u64 / TOKEN_EVERY.get()
+    fn there(self, rules: &Rules) -> u64 {
+        self.saved.max(0) as u64 / token_every(rules).get()
     }
 }
 
-fn tokens(number: u32) -> i64 {
-    TOKEN_EVERY.times(u64::from(number)).get() as i64
+/// The time in which so many tokens come.
+fn worth(rules: &Rules, number: u32) -> i64 {
+    token_every(rules).times(u64::from(number)).get() as i64
 }
 
 impl Explorer<'_> {
@@ -55,7 +57,8 @@ impl Explorer<'_> {
         let due = self.due(state);
         let workers = self.workers_of(state);
         let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
-        hold_always(&workers, ledger, self.case.rules.capacity.max(self.case.changed.capacity), now)?;
+        let most = Rules { capacity: self.case.rules.capacity.max(self.case.changed.capacity), ..self.case.rules };
+        hold_always(&workers, ledger, &most, now)?;
         let is_idle = |at: usize| state.locals[at].turn.is_none() && !state.locals[at].woken;
         if let Some((due, token_at)) = due
             && let Some(at) = workers.iter().position(|worker| worker.id() == due)
@@ -90,17 +93,25 @@ impl Explorer<'_> {
         let ledger = after.ledger.map(|id| &self.ledgers[id as usize]).ok_or("no ledger after a swap")?;
 
         let granted = is.granted - was.granted;
-        let capacity = before.ledger.map_or(self.case.rules, |id| *self.ledgers[id as usize].rules()).capacity;
-        let naive = before.naive.at(turn.decided_at(), capacity);
-        after.naive = naive.pay(granted).ok_or_else(|| format!("{:?} took {granted} tokens of {naive:?}", is.id()))?;
+        let rules = before.ledger.map_or(self.case.rules, |id| *self.ledgers[id as usize].rules());
+        let naive = before.naive.at(turn.decided_at(), &rules);
+        after.naive =
+            naive.pay(&rules, granted).ok_or_else(|| format!("{:?} took {granted} tokens of {naive:?}", is.id()))?;
         if let Begin::Charge(retries) = turn.begin {
-            after.naive = after.naive.charge(retries);
+            after.naive = after.naive.charge(&rules, retries);
         }
         let mut then = ledger.clone();
         then.advance(now, &mut Vec::new());
         let there = u64::from(then.snapshot(now).available);
-        let saved = after.naive.at(now, ledger.rules().capacity).there();
-        ensure(there == saved, || format!("the bucket holds {there} tokens and a naive one {saved}"))?;
+        let rules = ledger.rules();
+        let saved = after.naive.at(now, rules).there(rules);
+        let sent: u32 = after.locals.iter().map(|local| self.workers.get(local.worker).granted).sum();
+        let is_first_window = now.since(at_ms(0)) < self.case.rules.window;
+        let room = u64::from(self.case.rules.window_rules().quota.saturating_sub(sent));
+        let saved = if is_first_window { saved.min(room) } else { saved };
+        let is_so =
+            if self.case.rules.window == Micros::ZERO || is_first_window { there == saved } else { there <= saved };
+        ensure(is_so, || format!("the bucket holds {there} tokens and a naive one {saved}"))?;
 
         let came = match turn.begin {
             Begin::Arrive(priority, is_weak) => {
