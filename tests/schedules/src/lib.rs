@@ -44,6 +44,8 @@ pub enum Bug {
     OverrideWakesNobody,
     /// What was granted is not counted in the window.
     WindowForgotten,
+    /// In shadow mode requests are held.
+    ShadowHolds,
 }
 
 impl Bug {
@@ -51,13 +53,14 @@ impl Bug {
     pub const PLANTED: [Self; 5] =
         [Self::UnconditionalFirstWrite, Self::StaleRetry, Self::DoubleRefill, Self::ForgottenWake, Self::OldTime];
 
-    /// Those of streams, models, retries, windows and operators, which only the explorer plays.
-    pub const OF_STREAMS: [Self; 6] = [
+    /// Those of streams, models, retries, windows, operators and shadow mode, which only the explorer plays.
+    pub const OF_STREAMS: [Self; 7] = [
         Self::EndWakesNobody,
         Self::SlotFreedTwice,
         Self::ForgottenModel,
         Self::ForgottenRetry,
         Self::OverrideWakesNobody,
         Self::WindowForgotten,
+        Self::ShadowHolds,
     ];
 }

@@ -98,6 +98,8 @@ pub struct Worker {
     pub streams: Vec<RequestId>,
     /// Those that wait, in the order in which they came.
     pub waiting: Vec<Request>,
+    /// Those of them that have gone all the same, in shadow mode.
+    pub gone: Vec<RequestId>,
     /// Whether the ledger says what waits here: not after someone has left, until the next turn.
     pub is_told: bool,
 }
@@ -158,6 +160,7 @@ impl Worker {
             left: 0,
             streams: Vec::new(),
             waiting: Vec::new(),
+            gone: Vec::new(),
             is_told: true,
         }
     }
@@ -260,6 +263,11 @@ impl Worker {
         result
     }
 
+    /// Whether this worker knows that shadow mode is on.
+    pub fn is_in_shadow(&self) -> bool {
+        self.scheduler.rules(self.limit).is_some_and(|rules| rules.shadow)
+    }
+
     /// When the timer is to fire.
     pub fn next_wakeup(&self) -> Option<Instant> {
         self.scheduler.next_wakeup()
@@ -279,19 +287,42 @@ impl Worker {
         let failures = self.reports.failures;
         self.reports.read(&output.events);
         self.is_told = self.reports.failures == failures;
+        let is_shadow = self.is_in_shadow();
+        let mut resumed: Vec<RequestId> = Vec::new();
+        for (_, event) in &output.events {
+            if let Event::Granted { request, .. } = *event {
+                let at = self.waiting.iter().position(|waiting| waiting.id == request);
+                self.waiting.remove(at.unwrap_or_else(|| panic!("{request:?} is granted and does not wait")));
+                self.granted += 1;
+                match self.gone.iter().position(|gone| *gone == request) {
+                    Some(at) => drop(self.gone.remove(at)),
+                    None => resumed.push(request),
+                }
+                if !is_shadow {
+                    self.streams.push(request);
+                }
+            }
+        }
         let mut wakes = Vec::new();
         for action in output.actions {
             match action {
-                Action::Resume { request, .. } => {
-                    let at = self.waiting.iter().position(|waiting| waiting.id == request);
-                    self.waiting.remove(at.unwrap_or_else(|| panic!("{request:?} is resumed and does not wait")));
-                    self.granted += 1;
-                    self.streams.push(request);
-                }
+                Action::Resume { request, .. } => match resumed.iter().position(|granted| *granted == request) {
+                    Some(at) => drop(resumed.remove(at)),
+                    None => {
+                        assert!(
+                            is_shadow && !self.gone.contains(&request),
+                            "{request:?} goes without a token, or twice"
+                        );
+                        if self.bug != Bug::ShadowHolds {
+                            self.gone.push(request);
+                        }
+                    }
+                },
                 Action::Reply { request, .. } => panic!("{request:?} is refused though there is room and time"),
                 Action::Wake(worker) => wakes.push(worker),
             }
         }
+        assert!(resumed.is_empty() || self.bug == Bug::ShadowHolds, "{resumed:?} are granted and do not go on");
         assert_eq!(self.scheduler.waiting(self.limit), self.waiting.len(), "the queue holds those who wait");
         if self.bug == Bug::ForgottenWake { Vec::new() } else { wakes }
     }

@@ -78,6 +78,14 @@ fn three_or_less() -> [Vec<Try>; WORKERS] {
     [vec![Arrive(Low), Arrive(High)], vec![Arrive(Normal), Arrive(Urgent)], vec![Arrive(Urgent)]]
 }
 
+/// Shadow mode comes, by a configuration or by an operator, while requests wait.
+fn shadow_mode() -> [Case; 2] {
+    [Configure, Override].map(|change| {
+        let tries = [vec![Arrive(Low), Arrive(High)], vec![Arrive(Normal), change], vec![Arrive(Urgent)]];
+        Case { changed: Rules { shadow: true, ..rules(1) }, ..case(1, tries, &[1_010]) }
+    })
+}
+
 fn all_hold(name: &str, case: &Case) -> Explored {
     let began = std::time::Instant::now();
     match explore(case) {
@@ -162,6 +170,13 @@ fn an_operator_changes_the_rules() {
 }
 
 #[test]
+fn shadow_mode_holds_nobody() {
+    for (at, case) in shadow_mode().iter().enumerate() {
+        all_hold(&format!("shadow mode, {at}"), case);
+    }
+}
+
+#[test]
 fn no_window_holds_too_many() {
     for (at, case) in windows().iter().enumerate() {
         all_hold(&format!("a window, {at}"), case);
@@ -172,7 +187,7 @@ fn no_window_holds_too_many() {
 fn finds_every_planted_bug_of_streams_and_models() {
     for bug in Bug::OF_STREAMS {
         let cases = [streams_that_end(1), streams_that_end(2), a_slowed_model(), retries_and_a_configuration()];
-        let mut cases = cases.into_iter().chain(an_operator()).chain(windows());
+        let mut cases = cases.into_iter().chain(an_operator()).chain(windows()).chain(shadow_mode());
         match cases.find_map(|case| explore(&Case { bug, ..case }).err()) {
             None => panic!("{bug:?} was not found"),
             Some(Violation { what, schedule }) => println!("{bug:?}: {what}, after {} steps", schedule.len()),

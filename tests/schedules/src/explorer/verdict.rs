@@ -76,6 +76,8 @@ impl Explorer<'_> {
         let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
         for worker in self.workers_of(state) {
             ensure(worker.is_told, || format!("{:?} never published who left", worker.id()))?;
+            let is_held = worker.waiting.iter().any(|waiting| !worker.gone.contains(&waiting.id));
+            ensure(!worker.is_in_shadow() || !is_held, || format!("{:?} holds requests in shadow mode", worker.id()))?;
             let may_wait = ledger.is_none_or(|ledger| {
                 !has_slot(ledger) || !worker.waiting.iter().any(|waiting| is_open(ledger, waiting, now))
             });
