@@ -42,7 +42,7 @@ def gate(closed_port):
             limit("nvidia"),
             limit("own-errors"),
             limit("throttled"),
-            limit("by-host", models=[], hosts=[BY_HOST]),
+            limit("by-host", models=[], hosts=[BY_HOST], methods=["GET", "HEAD", "POST"]),
         ),
         listeners=[
             route_timeout(TIMEOUT_S),

@@ -1,10 +1,14 @@
 """Which limit meters a request: by model, host, cluster and path; the first match wins."""
 
+from functools import partial
+
 import pytest
 
 from harness.gate import Gate, running_gate
+from harness.http2 import Http2
 from harness.nimgate import chat, configuration, encode, limit
 from harness.shipped import Options, keep_limit_header, route_by_header
+from harness.waiting import wait_for_equal
 
 HOST = "nim.example.test"
 UNREADABLE = "unreadable"
@@ -119,6 +123,19 @@ def test_match_by_host_or_cluster_needs_no_readable_body(
 def test_limit_matches_by_the_cluster_that_the_routes_chose(gate: Gate):
     assert limit_taken(gate, "gpt", x_test_cluster="nvidia") == "cluster"
     assert limit_taken(gate, "gpt") is None
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/2"])
+def test_preflights_and_what_asks_for_headers_alone_cost_no_token(gate: Gate, protocol: str):
+    before = gate.envoy.requests_total("host")
+    for method, metered in (("OPTIONS", 0), ("HEAD", 0), ("GET", 1)):
+        if protocol == "HTTP/1.1":
+            gate.client.send(method, "/v1/models", None, {"host": HOST})
+        else:
+            with Http2(gate.envoy.ports.data) as connection:
+                connection.status(connection.start(path="/v1/models", host=HOST, method=method))
+        expected = before + metered
+        wait_for_equal(partial(gate.envoy.requests_total, "host"), expected, f"after {method}")
 
 
 def test_earlier_limit_by_model_wins_over_a_later_one_by_host(gate: Gate):

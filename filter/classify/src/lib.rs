@@ -146,7 +146,14 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         Some(path) if !limit.paths.is_empty() => limit.paths.iter().any(|glob| glob.matches(path)),
         _ => true,
     };
-    let claimed = config.limits.iter().enumerate().filter(|(_, limit)| on_path(limit)).find_map(|(at, limit)| {
+    let by_method = |limit: &LimitConfig, otherwise: bool| match &limit.methods {
+        Some(methods) => methods.iter().any(|method| method.as_bytes() == head.method),
+        None => otherwise,
+    };
+    // What a browser asks before it asks, and what asks for headers alone, costs an upstream nothing that it counts.
+    let is_asking = head.method != b"OPTIONS" && head.method != b"HEAD";
+    let claims = |limit: &LimitConfig| on_path(limit) && by_method(limit, is_asking);
+    let claimed = config.limits.iter().enumerate().filter(|(_, limit)| claims(limit)).find_map(|(at, limit)| {
         if matches_host(limit, head) {
             return Some(Decision::Meter(at));
         }
@@ -163,7 +170,12 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         _ => config.limits.len(),
     };
     let eligible: Vec<usize> = (0..before)
-        .filter(|at| config.limits.get(*at).is_some_and(|limit| !limit.models.is_empty() && on_path(limit)))
+        .filter(|at| {
+            config
+                .limits
+                .get(*at)
+                .is_some_and(|limit| !limit.models.is_empty() && on_path(limit) && by_method(limit, true))
+        })
         .collect();
     let otherwise = claimed.unwrap_or(Decision::Pass);
     let kind = media::kind(head.content_type);

@@ -320,6 +320,33 @@ fn by_host_and_cluster_without_reading() {
     }
 }
 
+#[test]
+fn methods_narrow_and_preflights_cost_nothing() {
+    let config = config(
+        r#"{"limits": [{"name": "post", "methods": ["post"], "paths": ["/v1/*"], "hosts": ["h"]},
+                       {"name": "host", "models": [], "hosts": ["h", "g"], "paths": ["/v2/*"]},
+                       {"name": "all", "models": [], "hosts": ["all"], "methods": ["OPTIONS", "GET"]}]}"#,
+    );
+    for (method, authority, path, expected) in [
+        (&b"POST"[..], &b"h"[..], &b"/v1/chat"[..], Decision::Meter(0)),
+        (b"GET", b"h", b"/v1/models", Decision::Pass),
+        (b"GET", b"h", b"/v2/models", Decision::Meter(1)),
+        (b"PATCH", b"g", b"/v2/a", Decision::Meter(1)),
+        (b"OPTIONS", b"h", b"/v2/a", Decision::Pass),
+        (b"HEAD", b"h", b"/v2/a", Decision::Pass),
+        (b"OPTIONS", b"all", b"/", Decision::Meter(2)),
+        (b"POST", b"all", b"/", Decision::Pass),
+    ] {
+        let head = RequestHead { method, authority, path, ends_here: true, ..json_head() };
+        assert_eq!(decision(&config, &head, ""), expected, "{} {}", method.escape_ascii(), path.escape_ascii());
+    }
+    let ours = r#"{"model": "nvidia/x"}"#;
+    for (method, expected) in [(&b"POST"[..], Decision::Meter(0)), (b"PUT", Decision::Pass)] {
+        let head = RequestHead { method, path: b"/v1/a", ..json_head() };
+        assert_eq!(decision(&config, &head, ours), expected);
+    }
+}
+
 /// A header of the client's may have matched a route, so which cluster it would be without is not known.
 #[test]
 fn a_route_that_the_client_may_have_chosen_is_not_believed() {

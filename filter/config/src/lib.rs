@@ -127,6 +127,9 @@ pub struct LimitConfig {
     pub hosts: Vec<Glob>,
     /// Patterns against the path that narrow all of the above; empty means every path.
     pub paths: Vec<Glob>,
+    /// HTTP methods, in upper case, that narrow all of the above; `None` means every method, but for matches by host or
+    /// cluster all except `OPTIONS` and `HEAD`: those ask an upstream for nothing that it counts.
+    pub methods: Option<Vec<String>>,
     /// Where the upstream's key comes from.
     pub key: KeySource,
     /// The configured requests per minute.
@@ -237,13 +240,14 @@ fn check_limit(limit: raw::LimitDocument, path: &str) -> Result<LimitConfig, Con
     let models = patterns::of_models(raw.models, &field("models"))?.unwrap_or_else(default_models);
     let hosts = patterns::of_hosts(raw.hosts, &field("hosts"))?.unwrap_or_default();
     let paths = patterns::of_paths(raw.paths, &field("paths"))?.unwrap_or_default();
+    let methods = patterns::methods(raw.methods, &field("methods"))?;
     let clusters = patterns::clusters(raw.clusters, &field("clusters"))?.unwrap_or_default();
     if models.is_empty() && hosts.is_empty() && clusters.is_empty() {
         return Err(wrong(path, "can never match: `models`, `hosts` and `clusters` are all empty"));
     }
     let rules = limit.knobs.rules(&field(""))?;
     let key = check_key(raw.upstream_api_key.map(|key| key.0), raw.upstream_api_key_env, path)?;
-    Ok(LimitConfig { key, name, models, clusters, hosts, paths, rate_rpm: rules.retreat.base.as_rpm(), rules })
+    Ok(LimitConfig { key, name, models, clusters, hosts, paths, methods, rate_rpm: rules.retreat.base.as_rpm(), rules })
 }
 
 /// A key can't be put into headers that have gone on.

@@ -1,4 +1,4 @@
-//! The lists of patterns and names by which a limit matches requests. One that can never match is a mistake, and lets through
+//! The lists of patterns, names and methods by which a limit matches requests. One that can never match is a mistake, and lets through
 //! unmetered what it was written for, so it is refused.
 
 use super::glob::Glob;
@@ -58,6 +58,23 @@ pub(super) fn clusters(raw: Option<Vec<String>>, path: &str) -> Result<Option<Ve
         }
     }
     Ok(Some(names))
+}
+
+/// HTTP methods, in upper case.
+pub(super) fn methods(raw: Option<Vec<String>>, path: &str) -> Result<Option<Vec<String>>, ConfigError> {
+    let Some(methods) = raw else { return Ok(None) };
+    if methods.is_empty() {
+        return Err(wrong(path, "must name at least one method; leave it out for all"));
+    }
+    check_count(methods.len(), path)?;
+    let check = |(at, method): (usize, String)| {
+        let is_method = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-');
+        if is_method {
+            return Ok(method.to_ascii_uppercase());
+        }
+        Err(wrong(&format!("{path}[{at}]"), "must be an HTTP method such as POST"))
+    };
+    methods.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>().map(Some)
 }
 
 /// `fault` says why a pattern can never match.

@@ -41,6 +41,7 @@ pub struct LimitFields {
     pub clusters: Option<Vec<String>>,
     pub hosts: Option<Vec<String>>,
     pub paths: Option<Vec<String>>,
+    pub methods: Option<Vec<String>>,
     pub upstream_api_key: Option<Secret>,
     pub upstream_api_key_env: Option<String>,
 }

@@ -180,6 +180,11 @@ fn each_refusal_names_the_path() {
         (r#"{"limits": [{"name": "n", "paths": ["/v1/../chat"]}]}"#, "limits[0].paths[0]: can't match"),
         (r#"{"limits": [{"name": "n", "clusters": [""]}]}"#, "limits[0].clusters[0]: must be the name of a cluster"),
         (r#"{"limits": [{"name": "n", "clusters": ["nv*"]}]}"#, "limits[0].clusters[0]: must be a name"),
+        (r#"{"limits": [{"name": "n", "methods": []}]}"#, "limits[0].methods: must name at least one method"),
+        (
+            r#"{"limits": [{"name": "n", "methods": ["POST", "GET /"]}]}"#,
+            "limits[0].methods[1]: must be an HTTP method",
+        ),
         (r#"{"console": {"hosts": ["http://a"]}}"#, "console.hosts[0]: is an address"),
         (
             r#"{"priority": {"default": "high", "ceiling": "normal"}}"#,

@@ -44,13 +44,14 @@ class Http2:
         path: str = CHAT,
         content_type: str = "application/json",
         host: str = "localhost",
+        method: str = "POST",
     ) -> int:
         """Sends the headers and body of one request, and returns its stream."""
         stream = self._state.get_next_available_stream_id()
         self._state.send_headers(
             stream,
             [
-                (":method", "POST"),
+                (":method", method),
                 (":scheme", "http"),
                 (":authority", host),
                 (":path", path),
