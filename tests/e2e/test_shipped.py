@@ -31,6 +31,29 @@ def test_other_models_pass(gate: Gate):
     assert gate.client.chat("gpt-5").header("x-nimgate-queue-ms") is None
 
 
+@pytest.mark.parametrize("host", [b"Host: localhost\r\n", b""], ids=["host", "no host"])
+@pytest.mark.parametrize("model", ["gpt-5", "meta/llama"])
+def test_clients_of_http_1_0_are_served(gate: Gate, model: str, host: bytes):
+    body = encode(chat(model))
+    with gate.raw() as connection:
+        connection.send(
+            b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+            + host
+            + b"Content-Length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        answer = connection.answer()
+    assert answer.status == 200
+    assert (answer.waited_ms is not None) == (model == "meta/llama")
+
+
+@pytest.mark.parametrize("path", ["/v1/files/a%2Fb", "/v1/files/a%2fb%5Cc"])
+def test_escaped_slashes_of_a_path_go_through_untouched(gate: Gate, path: str):
+    gate.fake.reset()
+    assert gate.client.send("GET", path).status == 200
+    assert [record.path for record in gate.fake.requests()] == [path]
+
+
 def test_body_of_15_megabytes_goes_through(gate: Gate):
     body = encode(chat("gpt-5", pad="x" * 15_000_000))
     assert gate.client.post(body).status == 200
