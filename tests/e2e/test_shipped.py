@@ -81,6 +81,21 @@ def test_every_shipped_port_is_on_loopback():
                 assert node["address"] in ("127.0.0.1", "::1"), (name, node)
 
 
+def test_nothing_but_metered_requests_and_the_list_of_models_goes_to_nvidia(listeners: dict):
+    """A model that nimgate's patterns miss must not reach NVIDIA unmetered."""
+    clusters = {one["name"]: one for one in shipped.load("clusters.yaml")["resources"]}
+    assert "endpoints" not in clusters["default_upstream"]["load_assignment"]
+    to_nvidia = [
+        route["match"]
+        for host in shipped.virtual_hosts(listeners)
+        for route in host["routes"]
+        if route["route"]["cluster"] != "default_upstream"
+    ]
+    metered, models = to_nvidia
+    assert metered["headers"][0]["name"] == "x-nimgate-limit"
+    assert models["path"] == "/v1/models"
+
+
 def test_nvidia_cluster_checks_whom_it_talks_to():
     contexts = [
         node
