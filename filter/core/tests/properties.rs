@@ -220,6 +220,7 @@ proptest! {
         let mut queues: [Queue; 4] = Default::default();
         let mut naive = NaiveLedger::new(rpm, capacity);
         let mut now = START;
+        let mut spoke_at = [START; 4];
         for (id, (worker, what, level, wait)) in events.into_iter().enumerate() {
             now = now.after(Micros::new(wait));
             naive.advance(wait);
@@ -235,6 +236,7 @@ proptest! {
             let id = WorkerId(worker as u32 + 1);
             let (turn, _) = ledger.turn(id, &queues[worker], Held::default(), arrival.as_ref(), now, &mut Vec::new());
             naive.spoke(worker, now);
+            spoke_at[worker] = now;
             for (waiting, _) in &turn.granted {
                 let removed = queues[worker].remove(waiting.id);
                 prop_assert_eq!(removed.as_ref(), Some(waiting));
@@ -263,8 +265,10 @@ proptest! {
             }
             let decoded = Ledger::decode(&ledger.encode());
             prop_assert_eq!(decoded.as_ref(), Some(&ledger));
+            // A worker that has been silent for ten seconds is taken to be gone, with those who wait there.
             let total = |queued: bool| {
-                queues.iter().flat_map(Queue::all).filter(|waiting| waiting.lane.is_queued() == queued).count()
+                let present = queues.iter().zip(spoke_at).filter(|(_, at)| now.since(*at) < Micros::from_secs(10));
+                present.flat_map(|(queue, _)| queue.all()).filter(|waiting| waiting.lane.is_queued() == queued).count()
             };
             prop_assert!(total(true) <= queue_max as usize);
             prop_assert!(total(false) <= queue_max as usize);
