@@ -93,6 +93,27 @@ impl NaiveLedger {
     }
 }
 
+/// What a worker does: which, what, at which level, and how long after what was before.
+type Deed = (usize, u8, usize, u64);
+
+/// The same, with a look by each worker that has been silent for five seconds: one that is silent for ten is taken to be
+/// gone, with those who wait there.
+fn with_heartbeats(deeds: Vec<Deed>) -> Vec<Deed> {
+    const LOOK: u8 = 6;
+    let mut silent = [0u64; 4];
+    let mut all = Vec::with_capacity(deeds.len());
+    for deed @ (worker, _, level, wait) in deeds {
+        silent.iter_mut().for_each(|silent| *silent += wait);
+        silent[worker] = 0;
+        all.push(deed);
+        for (other, silent) in silent.iter_mut().enumerate().filter(|(_, silent)| **silent >= 5_000_000) {
+            *silent = 0;
+            all.push((other, LOOK, level, 0));
+        }
+    }
+    all
+}
+
 proptest! {
     #![proptest_config(cases())]
 
@@ -220,8 +241,7 @@ proptest! {
         let mut queues: [Queue; 4] = Default::default();
         let mut naive = NaiveLedger::new(rpm, capacity);
         let mut now = START;
-        let mut spoke_at = [START; 4];
-        for (id, (worker, what, level, wait)) in events.into_iter().enumerate() {
+        for (id, (worker, what, level, wait)) in with_heartbeats(events).into_iter().enumerate() {
             now = now.after(Micros::new(wait));
             naive.advance(wait);
             let request = RequestId(id as u32);
@@ -236,7 +256,6 @@ proptest! {
             let id = WorkerId(worker as u32 + 1);
             let (turn, _) = ledger.turn(id, &queues[worker], Held::default(), arrival.as_ref(), now, &mut Vec::new());
             naive.spoke(worker, now);
-            spoke_at[worker] = now;
             for (waiting, _) in &turn.granted {
                 let removed = queues[worker].remove(waiting.id);
                 prop_assert_eq!(removed.as_ref(), Some(waiting));
@@ -265,10 +284,8 @@ proptest! {
             }
             let decoded = Ledger::decode(&ledger.encode());
             prop_assert_eq!(decoded.as_ref(), Some(&ledger));
-            // A worker that has been silent for ten seconds is taken to be gone, with those who wait there.
             let total = |queued: bool| {
-                let present = queues.iter().zip(spoke_at).filter(|(_, at)| now.since(*at) < Micros::from_secs(10));
-                present.flat_map(|(queue, _)| queue.all()).filter(|waiting| waiting.lane.is_queued() == queued).count()
+                queues.iter().flat_map(Queue::all).filter(|waiting| waiting.lane.is_queued() == queued).count()
             };
             prop_assert!(total(true) <= queue_max as usize);
             prop_assert!(total(false) <= queue_max as usize);
