@@ -67,7 +67,7 @@ def test_router_waits_as_long_as_retry_after_says(gate: Gate):
 
 
 def test_many_that_are_refused_at_once_are_all_retried():
-    """Envoy lets three retries of a cluster go on at once unless told otherwise."""
+    """Envoy lets three retries of a cluster go on at once by default."""
     plugin = configuration(limit("nvidia", retreat={"enabled": False}))
     with running_gate(Options(plugin=plugin, router_retries=True)) as gate:
         # Each waits as long as its Retry-After says, so all wait for their retries together.

@@ -31,7 +31,7 @@ UNREADABLE = {
     "two documents": (b'{"model":"gpt-4o"} {"model":"gpt-4o"}', {}),
     "half an array": (b'[{"model":"gpt-4o"}', {}),
     "coding nobody knows": (encode(chat("gpt-4o")), {"content-encoding": "made-up"}),
-    "coding that is not undone": (b"\x28\xb5\x2f\xfd", {"content-encoding": "zstd"}),
+    "coding that is not decoded": (b"\x28\xb5\x2f\xfd", {"content-encoding": "zstd"}),
     "half a gzip": (gzip.compress(encode(chat("gpt-4o")))[:-9], {"content-encoding": "gzip"}),
     "utf-16": (json.dumps(chat("gpt-4o")).encode("utf-16"), {}),
 }

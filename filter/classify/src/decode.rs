@@ -1,13 +1,13 @@
-//! Bodies that clients have compressed, undone piece by piece so that they can be read. What goes to the upstream stays as it
-//! came.
+//! Decodes bodies that clients have compressed, piece by piece, so that they can be read. What goes to the upstream stays as
+//! it came.
 //!
-//! Only gzip and deflate are undone: they look back 32 kB at most. Brotli and zstd may look back megabytes, which every
+//! Only gzip and deflate are decoded: they look back 32 kB at most. Brotli and zstd may look back megabytes, which every
 //! client with a key could have this worker allocate for each of its requests.
 
 use flate2::write::{MultiGzDecoder, ZlibDecoder};
 use std::io::Write;
 
-/// Undoes the one coding of a body.
+/// Decodes a body with one coding.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     coding: Coding,
@@ -50,7 +50,7 @@ impl Decoder {
         }
     }
 
-    /// The body is complete. Says whether all of it could be undone.
+    /// The body is complete. Says whether all of it could be decoded.
     pub(crate) fn finish(&mut self, on_bytes: &mut dyn FnMut(&[u8])) -> bool {
         let ended = match &mut self.coding {
             Coding::Gzip(decoder) => decoder.try_finish(),
@@ -76,8 +76,9 @@ impl Decoder {
     }
 }
 
-/// As much as is undone at once. A byte becomes a thousand at most, so this bounds what is held in between.
+/// As much as is decoded at once. A byte becomes a thousand at most, so this bounds what is held in between.
 const PART_BYTES: usize = 1_024;
 
-/// As much as may come out of one body. Reading it takes a worker some tenths of a second.
-const PRODUCED_MAX: usize = 64 << 20;
+/// As much as may come out of one body: what the local configuration lets a body have that is not compressed. A small body
+/// must not keep a worker busy for long.
+const PRODUCED_MAX: usize = 16 << 20;

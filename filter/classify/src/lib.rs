@@ -29,6 +29,7 @@ pub(crate) mod path;
 use decode::Decoder;
 use media::Kind;
 use model::{Looks, Scanner, Unreadable};
+use nimgate_config::glob::Glob;
 use nimgate_config::{Config, LimitConfig, OnUnclassifiable};
 
 /// What the request's headers say, as far as it matters here.
@@ -54,7 +55,7 @@ pub struct RequestHead<'a> {
 /// Why a body could not be classified.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unclassifiable {
-    /// It is compressed in a way that is not undone here, or not as it says, or far too large when it is undone.
+    /// It is compressed in a way that is not decoded here, or not as it says, or far too large when it is decoded.
     Compressed,
     /// The host does not show bodies while a request is held at its headers.
     BodyHidden,
@@ -199,7 +200,7 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         occurrence: Occurrence::Single,
         spoilt: false,
     };
-    // A body that can't be undone tells nothing, so unless its request is to be metered there is no use in waiting for its
+    // A body that can't be decoded tells nothing, so unless its request is to be metered there is no use in waiting for its
     // end; one that is metered waits, so that a slow body holds no place in the queue.
     if reader.is_hidden && config.on_unclassifiable != OnUnclassifiable::Meter && claimed.is_none() {
         return AtHead::Decided(reader.finish(config));
@@ -215,7 +216,7 @@ pub struct BodyReader {
     /// Bytes before the document that still come.
     to_skip: usize,
     is_grpc: bool,
-    /// Whether the body is compressed in a way that is not undone here.
+    /// Whether the body is compressed in a way that is not decoded here.
     is_hidden: bool,
     decoder: Option<Box<Decoder>>,
     eligible: Vec<usize>,
@@ -293,11 +294,11 @@ impl BodyReader {
 
     /// The body is complete: decides.
     pub fn finish(&mut self, config: &Config) -> Classified {
-        let is_undone = match self.decoder.take() {
+        let is_decoded = match self.decoder.take() {
             None => !self.is_hidden,
             Some(mut decoder) => decoder.finish(&mut |bytes| self.read(config, bytes)),
         };
-        let unreadable = if !is_undone {
+        let unreadable = if !is_decoded {
             Some(Unclassifiable::Compressed)
         } else {
             self.scanner.finish().err().map(Unclassifiable::Body)
@@ -354,9 +355,11 @@ fn matches_host(limit: &LimitConfig, head: &RequestHead<'_>) -> bool {
     // `nv.test`, `nv.test.` and, where the scheme's own port is meant, `nv.test:80` are one host.
     let (host, port) = split_port(head.authority);
     let bare = host.strip_suffix(b".").unwrap_or(host);
-    let own_port = [bare, if port.is_empty() { b":80" } else { port }].concat();
-    let tls_port = [bare, if port.is_empty() { b":443" } else { port }].concat();
-    [bare, &own_port, &tls_port].into_iter().any(|name| limit.hosts.iter().any(|glob| glob.matches(name)))
+    let with_port = |glob: &Glob| {
+        let ports = if port.is_empty() { [&b":80"[..], b":443"] } else { [port, port] };
+        glob.text().contains(&b':') && ports.iter().any(|port| glob.matches(&[bare, *port].concat()))
+    };
+    limit.hosts.iter().any(|glob| glob.matches(bare) || with_port(glob))
 }
 
 /// The host, and its port with the colon before it; the port is empty where there is none.

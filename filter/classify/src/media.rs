@@ -37,7 +37,7 @@ pub(crate) fn kind(content_type: Option<&[u8]>) -> Kind {
     }
 }
 
-/// The codings that were applied to the body and must be undone before it can be read. Names of character sets are no
+/// The codings that were applied to the body and must be decoded before it can be read. Names of character sets are no
 /// codings, though some clients write them here.
 pub(crate) fn codings(content_encoding: &[u8]) -> impl Iterator<Item = &[u8]> {
     let none = [&b"identity"[..], b"none", b"utf-8", b"utf8", b"us-ascii"];

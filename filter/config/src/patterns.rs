@@ -23,8 +23,8 @@ pub(super) fn of_hosts(raw: Option<Vec<String>>, path: &str) -> Result<Option<Ve
     })
 }
 
-/// Patterns against the path of a request as [`nimgate_classify`](../nimgate_classify/index.html) spells it: decoded, without
-/// query and parameters, and without a slash at its end.
+/// Patterns against the path of a request as the classifier spells it: percent-decoded, without query
+/// and parameters, and without a slash at its end.
 pub(super) fn of_paths(raw: Option<Vec<String>>, path: &str) -> Result<Option<Vec<Glob>>, ConfigError> {
     globs(raw, path, |pattern| {
         if !pattern.starts_with(['/', '*']) {

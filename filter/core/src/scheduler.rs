@@ -82,7 +82,7 @@ struct Limit {
     rules: Rules,
     configured: Rules,
     /// A configuration that the store refused to take.
-    untold: Option<Untold>,
+    pending: Option<PendingRules>,
     recount: Recount,
     queue: Queue,
     /// What the requests hold that were granted here and whose streams have not ended.
@@ -97,14 +97,14 @@ struct Limit {
 }
 
 /// Configured rules that the ledger does not know yet, and those that were configured when it should have learnt of them. If
-/// it has others by now, some other worker has told it of a later configuration.
+/// it has others by now, another worker has written a later configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Untold {
+struct PendingRules {
     rules: Rules,
     before: Option<Rules>,
 }
 
-impl Untold {
+impl PendingRules {
     fn is_due(&self, ledger: &Ledger) -> bool {
         !ledger.is_configured_with(&self.rules) && self.before.is_none_or(|before| ledger.is_configured_with(&before))
     }
@@ -185,9 +185,9 @@ impl Scheduler {
             // too, since the others must know of them if there is a cap now.
             let is_idle = limit.queue.is_empty() && limit.reservations.is_empty();
             limit.look_again_at = (!is_idle).then_some(Instant::ZERO);
-            // This one comes later than one that could not be told.
-            let before = match limit.untold.take() {
-                Some(untold) => untold.before,
+            // This one comes after one that could not be written.
+            let before = match limit.pending.take() {
+                Some(pending) => pending.before,
                 None => Some(limit.configured).filter(|_| !is_new),
             };
             let adopted = limit.transact(id, store, &mut events, &mut |ledger, fresh, now, events| {
@@ -203,7 +203,7 @@ impl Scheduler {
             limit.configured = rules;
             if adopted.is_err() {
                 limit.rules = rules;
-                limit.untold = Some(Untold { rules, before });
+                limit.pending = Some(PendingRules { rules, before });
                 events.push((id, Event::StoreFailed));
             }
             limit.queue.set_timeouts(limit.rules.timeouts);
@@ -406,7 +406,7 @@ impl Limit {
             me: None,
             rules,
             configured: rules,
-            untold: None,
+            pending: None,
             recount: Recount::Done,
             queue: Queue::new(rules.timeouts),
             reservations: HashMap::new(),
@@ -556,7 +556,7 @@ impl Limit {
         decide: &mut Decide<'_>,
     ) -> Result<Decided, StoreError> {
         let (me, active, configured) = (self.me, self.rules, self.configured);
-        let (untold, recount) = (self.untold, self.recount);
+        let (pending, recount) = (self.pending, self.recount);
         let looked = self.home.decide(me, configured, store, |mut ledger, past, now| {
             let mut events = Vec::new();
             let Past { is_new: fresh, was_damaged: unreadable } = past;
@@ -568,9 +568,9 @@ impl Limit {
             if fresh && ledger.epoch() == 1 && active != configured {
                 ledger.override_rules(active, now, &mut events);
             }
-            if let Some(untold) = untold.filter(|untold| untold.is_due(&ledger)) {
-                ledger.adopt(untold.rules, now, &mut events);
-                events.push(Event::RulesConfigured { epoch: ledger.epoch(), rules: untold.rules });
+            if let Some(pending) = pending.filter(|pending| pending.is_due(&ledger)) {
+                ledger.adopt(pending.rules, now, &mut events);
+                events.push(Event::RulesConfigured { epoch: ledger.epoch(), rules: pending.rules });
             }
             ledger.advance(now, &mut events);
             let changed = decide(&mut ledger, fresh, now, &mut events);
@@ -622,7 +622,7 @@ impl Limit {
         }
         let Looked { decided, rules, is_new, is_known, gauges_lag, expires_at, events: happened } = looked?;
         (self.rules, self.configured) = rules;
-        self.untold = None;
+        self.pending = None;
         let is_counted = happened.iter().any(|event| matches!(event, Event::QueueCounted(_)));
         self.recount = self.recount.after(is_counted, is_new, &decided.snapshot, decided.now);
         if !is_known && !self.queue.is_empty() {

@@ -28,7 +28,7 @@ pub struct Plugin {
     pub keys: Vec<Option<String>>,
     /// Whether the host shows bodies of requests that are held at their headers.
     pub body_view: Cell<BodyView>,
-    /// When that is found out anew, if it does not.
+    /// If it does not: when one request tries again.
     pub try_again_at: Cell<Instant>,
 }
 

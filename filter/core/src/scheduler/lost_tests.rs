@@ -46,7 +46,7 @@ fn who_finds_that_the_record_does_not_know_it_looks_again_at_once() {
 const NO_MODEL: (ModelKey, ModelName) = (ModelKey::NONE, ModelName::NONE);
 
 #[test]
-fn a_configuration_that_the_store_refused_is_told_with_the_next_decision() {
+fn a_configuration_that_the_store_refused_is_written_with_the_next_decision() {
     let mut store = Broken { inner: MemoryStore::at(at(0)), broken: false };
     let mut scheduler = Scheduler::default();
     let (limit, _) = scheduler.configure("nvidia", rules(60, 1), &mut store);
@@ -56,15 +56,15 @@ fn a_configuration_that_the_store_refused_is_told_with_the_next_decision() {
         assert_eq!(events, [(limit, Event::StoreFailed)]);
     }
     store.broken = false;
-    let told = scheduler.look(limit, &mut store).events;
-    assert!(told.iter().any(|(_, event)| matches!(event, Event::RulesConfigured { .. })), "{told:?}");
+    let events = scheduler.look(limit, &mut store).events;
+    assert!(events.iter().any(|(_, event)| matches!(event, Event::RulesConfigured { .. })), "{events:?}");
     assert_eq!(scheduler.rules(limit), Some(&rules(180, 1)));
     assert_eq!(ledger_in(&mut store.inner).rules(), &rules(180, 1));
     assert!(scheduler.look(limit, &mut store).events.is_empty(), "once");
 }
 
 #[test]
-fn a_configuration_that_the_store_refused_is_not_told_if_another_worker_has_told_a_later_one() {
+fn a_configuration_that_the_store_refused_is_dropped_if_another_worker_has_written_a_later_one() {
     let mut store = Broken { inner: MemoryStore::at(at(0)), broken: false };
     let (mut a, mut b) = (Scheduler::default(), Scheduler::default());
     let (limit, _) = a.configure("nvidia", rules(60, 1), &mut store);
@@ -77,7 +77,7 @@ fn a_configuration_that_the_store_refused_is_not_told_if_another_worker_has_told
     assert_eq!(a.rules(limit), Some(&rules(180, 1)));
 }
 
-/// A worker that begins a record anew sets the gauges to what that says. Another may have changed the record, and the gauges,
+/// A worker that replaces a damaged record sets the gauges to what that says. Another may have changed the record, and the gauges,
 /// between the two.
 #[test]
 fn gauges_that_a_recount_has_spoilt_are_right_when_nobody_has_waited_for_a_while() {
@@ -114,7 +114,7 @@ fn a_wait_that_is_over_ends_though_the_store_refuses() {
     assert_eq!(scheduler.waiting(limit), 0);
 }
 
-/// A store that does not even answer, until told otherwise.
+/// A store that may refuse to answer.
 struct Refusing {
     inner: MemoryStore,
     refuses: bool,

@@ -158,7 +158,7 @@ pub fn link(linker: &mut Linker<Host>) -> Result<()> {
     Ok(())
 }
 
-/// The access log is told so: the filter lets the request of the effective context go.
+/// The access log's outcome is set: the filter lets the request of the effective context go.
 fn goes(call: &mut Call<'_>) {
     let (world, vm) = (Rc::clone(&call.data().world), call.data().vm);
     let Some(r) = world.state.borrow().request_of(vm, call.data().frame.effective) else { return };
