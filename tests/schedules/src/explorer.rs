@@ -1,8 +1,8 @@
 //! All schedules of several workers, with states that are met again on another way recognised.
 //!
 //! A schedule is a sequence of steps, each of one worker or of the clock: a callback begins (a request comes, a client
-//! leaves, a wake-up is taken up, a timer fires) and reads the time; a look at the ledger; a look at the clock; a swap,
-//! with which the callback ends if it succeeds; the clock moves on. Any enabled step may come next, so wake-ups and
+//! leaves, a wake-up is taken up, a timer fires) and reads the time; a look at a limit's ledger; a look at the clock; a swap,
+//! after which, if it succeeds, the callback ends or goes on with the next limit; the clock moves on. Any enabled step may come next, so wake-ups and
 //! timers may be as late as they like. Between two steps of the same worker nothing happens that another could notice,
 //! so these are all the schedules that differ.
 //!
@@ -21,7 +21,7 @@ mod steps;
 mod verdict;
 
 use crate::Bug;
-use crate::worker::{Worker, at_ms};
+use crate::worker::{LIMITS, Worker, at_ms};
 pub use count::Count;
 use hashbrown::HashMap;
 use nimgate_core::limit::ledger::Ledger;
@@ -40,6 +40,8 @@ pub enum Try {
     Leave,
     /// A request comes for the model that may be slowed.
     AskWeak(Priority),
+    /// A request comes under the other limit.
+    AskOther(Priority),
     /// The upstream slows that model down.
     Slow,
     /// The oldest stream of a request that was granted here ends.
@@ -57,6 +59,8 @@ pub enum Try {
 pub struct Case {
     /// The rules; the bucket is full at first.
     pub rules: Rules,
+    /// The rules of a second limit, if there is one. Only [`Try::AskOther`] is under it.
+    pub other: Option<Rules>,
     /// The rules that a configuration or an operator brings in the middle. They never allow less.
     pub changed: Rules,
     /// What each worker has to do.
@@ -67,6 +71,26 @@ pub struct Case {
     pub is_literal: bool,
     /// What is planted.
     pub bug: Bug,
+}
+
+impl Case {
+    /// Whether what should make no difference is left out of the states: unless a planted bug makes it one.
+    fn merges(&self) -> bool {
+        !self.is_literal && self.bug != Bug::SecondSwapTakenForMade
+    }
+
+    /// The rules of all limits at the start.
+    fn limits(&self) -> Vec<Rules> {
+        std::iter::once(self.rules).chain(self.other).collect()
+    }
+
+    /// The rules that allow most of a limit.
+    fn most(&self, limit: usize) -> Rules {
+        match self.other {
+            Some(other) if limit > 0 => other,
+            _ => Rules { capacity: self.rules.capacity.max(self.changed.capacity), ..self.rules },
+        }
+    }
 }
 
 /// How many workers there are.
@@ -133,7 +157,7 @@ struct Local {
     worker: Id,
     /// The callback that it is in.
     turn: Option<Id>,
-    /// Whether nobody has swapped the ledger since it last looked; true while it has not looked.
+    /// Whether nobody has swapped the ledger that it last looked at since then; true while it has not looked.
     current: bool,
     /// Whether a wake-up is on its way to it.
     woken: bool,
@@ -142,12 +166,12 @@ struct Local {
 /// A state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct State {
-    /// The ledger's bytes; `None` when there are none yet.
-    ledger: Option<Id>,
+    /// The bytes of each limit's ledger; `None` when there are none yet.
+    ledgers: [Option<Id>; LIMITS],
     /// How many steps the clock has made.
     clock: usize,
-    /// How much a naive bucket holds, see [`verdict`].
-    naive: verdict::NaiveBucket,
+    /// How much a naive bucket of each limit holds, see [`verdict`].
+    naive: [verdict::NaiveBucket; LIMITS],
     locals: [Local; WORKERS],
 }
 
@@ -190,6 +214,8 @@ struct Explorer<'a> {
     workers: Table<Worker>,
     turns: Table<Turn>,
     plans: HashMap<(Id, Id), steps::Plan>,
+    /// What has come so far of callbacks that have made a swap.
+    so_far: HashMap<(Id, Id), steps::Outcome>,
     dues: HashMap<(Id, usize), verdict::Due>,
     states: HashMap<State, Id>,
     met: Vec<Met>,
@@ -207,6 +233,7 @@ pub fn explore(case: &Case) -> Result<Explored, Violation> {
         workers: Table::new(),
         turns: Table::new(),
         plans: HashMap::new(),
+        so_far: HashMap::new(),
         dues: HashMap::new(),
         states: HashMap::new(),
         met: Vec::new(),
@@ -216,12 +243,14 @@ pub fn explore(case: &Case) -> Result<Explored, Violation> {
 
 impl Explorer<'_> {
     fn run(&mut self) -> Result<Explored, Violation> {
+        let limits = self.case.limits();
         let locals = std::array::from_fn(|at| {
-            let worker = self.workers.id(Worker::with_rules(at as u32 + 1, self.case.rules, self.case.bug));
+            let worker = self.workers.id(Worker::with_limits(at as u32 + 1, &limits, self.case.bug));
             Local { worker, turn: None, current: true, woken: false }
         });
-        let naive = verdict::NaiveBucket::full(&self.case.rules);
-        let start = State { ledger: None, clock: 0, naive, locals };
+        let naive =
+            std::array::from_fn(|limit| verdict::NaiveBucket::full(limits.get(limit).unwrap_or(&self.case.rules)));
+        let start = State { ledgers: [None; LIMITS], clock: 0, naive, locals };
         let mut explored = Explored { states: 0, steps: 0, ends: 0, schedules: Count::default(), longest: 0 };
         let mut way: Vec<Visit> = Vec::new();
         let mut next = Some(start);

@@ -1,19 +1,26 @@
 //! What must hold of several workers and their ledger, whatever the schedule.
 
-use crate::worker::{Request, WEAK, Worker, at_ms, token_every};
+use crate::worker::{Request, UnderLimit, WEAK, Worker, at_ms, token_every};
 use nimgate_core::limit::ledger::{GRACE, Ledger};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::model::ModelKey;
 use nimgate_core::order::key::OrderRule;
 use nimgate_core::units::{Instant, WorkerId};
 
-/// Checks what holds at any moment at which no worker has swapped the ledger and not yet acted upon it: no token too
-/// many, nobody lost or counted twice, the peers' lines and the gauges true. `rules` are those that allow most.
+/// Checks what holds of a limit at any moment at which no worker has swapped its ledger and not yet acted upon it: no token
+/// too many, nobody lost or counted twice, the peers' lines and the gauges true. `rules` are those that allow most.
 ///
 /// # Errors
 /// A sentence on what does not hold.
-pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, rules: &Rules, now: Instant) -> Result<(), String> {
-    let granted: u32 = workers.iter().map(|worker| worker.granted).sum();
+pub fn hold_always(
+    workers: &[&Worker],
+    limit: usize,
+    ledger: Option<&Ledger>,
+    rules: &Rules,
+    now: Instant,
+) -> Result<(), String> {
+    let those = || workers.iter().filter_map(|worker| Some((worker.id(), worker.limits.get(limit)?)));
+    let granted: u32 = those().map(|(_, under)| under.granted).sum();
     let passed = now.since(at_ms(0));
     let paid = u64::from(rules.capacity) + passed.get() / token_every(rules).get();
     ensure(u64::from(granted) <= paid, || format!("{granted} tokens were granted and only {paid} were there"))?;
@@ -21,27 +28,26 @@ pub fn hold_always(workers: &[&Worker], ledger: Option<&Ledger>, rules: &Rules, 
     ensure(passed >= rules.window || granted <= quota, || {
         format!("{granted} were granted in a window that may hold {quota}")
     })?;
-    for worker in workers {
-        let accounted = worker.granted + worker.left + worker.waiting.len() as u32;
-        ensure(accounted == worker.arrived, || {
-            format!("{:?} was given {} requests and knows of {accounted}", worker.id(), worker.arrived)
-        })?;
-        let line = ledger.and_then(|ledger| ledger.peers().lines().iter().find(|line| line.worker == worker.id()));
+    for (id, under) in those() {
+        let UnderLimit { arrived, waiting, streams, is_told, .. } = under;
+        let accounted = under.granted + under.left + waiting.len() as u32;
+        ensure(accounted == *arrived, || format!("{id:?} was given {arrived} requests and knows of {accounted}"))?;
+        let line = ledger.and_then(|ledger| ledger.peers().lines().iter().find(|line| line.worker == id));
         let said = line.map_or(0, |line| line.load.counts.iter().sum());
-        ensure(!worker.is_told || said == worker.waiting.len() as u32, || {
-            format!("the ledger says that {said} wait at {:?}, and {} do", worker.id(), worker.waiting.len())
+        ensure(!is_told || said == waiting.len() as u32, || {
+            format!("the ledger says that {said} wait at {id:?}, and {} do", waiting.len())
         })?;
         let held = line.map_or(0, |line| line.load.in_flight) as usize;
         let is_capped = ledger.is_some_and(|ledger| ledger.rules().max_in_flight.is_some());
-        ensure(!is_capped || !worker.is_told || held == worker.streams.len(), || {
-            format!("the ledger says that {held} are in flight at {:?}, and {} are", worker.id(), worker.streams.len())
+        ensure(!is_capped || !is_told || held == streams.len(), || {
+            format!("the ledger says that {held} are in flight at {id:?}, and {} are", streams.len())
         })?;
     }
-    let in_flight: usize = workers.iter().map(|worker| worker.streams.len()).sum();
+    let in_flight: usize = those().map(|(_, under)| under.streams.len()).sum();
     let cap = ledger.and_then(|ledger| ledger.rules().max_in_flight).map_or(usize::MAX, |cap| cap as usize);
     ensure(in_flight <= cap, || format!("{in_flight} are in flight, and no more than {cap} may be"))?;
     let totals: u32 = ledger.map_or(0, |ledger| ledger.peers().totals().iter().sum());
-    let shown: i64 = workers.iter().map(|worker| worker.gauge()).sum();
+    let shown: i64 = those().map(|(_, under)| under.gauge()).sum();
     ensure(shown == i64::from(totals), || format!("the gauges show {shown} and the ledger says {totals}"))
 }
 
@@ -85,21 +91,22 @@ pub fn looks_in_time(worker: &Worker, token_at: Instant) -> Result<(), String> {
 }
 
 /// Checks what holds when all workers are in the middle of nothing and no wake-up is on its way: everyone with someone
-/// waiting looks in time, the others soon enough to pass over one that does not come.
+/// waiting under a limit looks in time, the others soon enough to pass over one that does not come.
 ///
 /// # Errors
 /// A sentence on what does not hold.
-pub fn hold_at_rest(workers: &[&Worker], ledger: Option<&Ledger>, now: Instant) -> Result<(), String> {
+pub fn hold_at_rest(workers: &[&Worker], limit: usize, ledger: Option<&Ledger>, now: Instant) -> Result<(), String> {
     let Some(ledger) = ledger else { return Ok(()) };
+    let waiting = |worker: &Worker| worker.limits.get(limit).map_or(&[][..], |under| &under.waiting).to_vec();
     let opens_at = ledger.models().open_at(ModelKey::of(WEAK));
-    for worker in workers.iter().filter(|worker| has_slot(ledger) && worker.waiting.iter().any(|of| of.is_weak)) {
+    for worker in workers.iter().filter(|worker| has_slot(ledger) && waiting(worker).iter().any(|of| of.is_weak)) {
         let latest = opens_at.max(ledger.snapshot(now).token_at).after(GRACE.times(2));
         ensure(worker.next_wakeup().is_some_and(|at| at <= latest), || {
             format!("{:?} sleeps until {:?} though its model may go at {opens_at:?}", worker.id(), worker.next_wakeup())
         })?;
     }
     let Some((due, token_at)) = due(ledger, now) else { return Ok(()) };
-    let may_go = |worker: &&&Worker| worker.waiting.iter().any(|waiting| is_open(ledger, waiting, now));
+    let may_go = |worker: &&&Worker| waiting(worker).iter().any(|waiting| is_open(ledger, waiting, now));
     for worker in workers.iter().filter(may_go) {
         if worker.id() == due {
             looks_in_time(worker, token_at)?;

@@ -46,12 +46,21 @@ pub enum Bug {
     WindowForgotten,
     /// In shadow mode requests are held.
     ShadowHolds,
+    /// A callback that looks at both limits forgets whom the first wakes.
+    WakesOfOneLimit,
+    /// A callback reads the time for the first limit that it looks at, and decides on the second by that too.
+    OneTimeForAll,
+    /// A swap that is lost after another limit's was made is taken for made.
+    SecondSwapTakenForMade,
 }
 
 impl Bug {
     /// Those that every way of choosing schedules must find.
     pub const PLANTED: [Self; 5] =
         [Self::UnconditionalFirstWrite, Self::StaleRetry, Self::DoubleRefill, Self::ForgottenWake, Self::OldTime];
+
+    /// Those of several limits, which only the explorer plays.
+    pub const OF_SEVERAL_LIMITS: [Self; 3] = [Self::WakesOfOneLimit, Self::OneTimeForAll, Self::SecondSwapTakenForMade];
 
     /// Those of streams, models, retries, windows, operators and shadow mode, which only the explorer plays.
     pub const OF_STREAMS: [Self; 7] = [

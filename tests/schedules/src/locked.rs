@@ -101,13 +101,13 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
         }
     }
     let ledger = check(workers, &store, capacity);
-    let held = hold_at_rest(&workers.iter().collect::<Vec<_>>(), ledger.as_ref(), store.now);
+    let held = hold_at_rest(&workers.iter().collect::<Vec<_>>(), 0, ledger.as_ref(), store.now);
     held.unwrap_or_else(|words| panic!("{words}"));
     let Some((whose, token_at)) = ledger.and_then(|ledger| due(&ledger, store.now)) else { return };
     store.now = token_at;
     let worker = workers.iter_mut().find(|worker| worker.id() == whose);
     let worker = worker.unwrap_or_else(|| panic!("the ledger knows of {whose:?}, who is not there"));
-    let granted = worker.granted;
+    let granted = worker.limits[0].granted;
     // Once to show the full bucket, if that is due first, and once for the token.
     for _ in 0..2 {
         if worker.next_wakeup().is_some_and(|at| at <= token_at) {
@@ -115,7 +115,7 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
         }
     }
     assert!(
-        worker.granted > granted,
+        worker.limits[0].granted > granted,
         "{whose:?} lets a token pass at {token_at:?}, looks at {:?}",
         worker.next_wakeup()
     );
@@ -125,7 +125,7 @@ pub fn come_to_rest(workers: &mut [Worker], mut wakes: Vec<WorkerId>, lock: &imp
 fn check<L: Lock>(workers: &[Worker], store: &SharedStore<'_, L>, capacity: u32) -> Option<Ledger> {
     let bytes = store.lock.locked(|values| values.bytes.clone());
     let ledger = bytes.map(|bytes| Ledger::decode(&bytes).unwrap_or_else(|| panic!("the record can't be read")));
-    let held = hold_always(&workers.iter().collect::<Vec<_>>(), ledger.as_ref(), &rules(capacity), store.now);
+    let held = hold_always(&workers.iter().collect::<Vec<_>>(), 0, ledger.as_ref(), &rules(capacity), store.now);
     held.unwrap_or_else(|words| panic!("{words}"));
     ledger
 }

@@ -3,7 +3,7 @@
 use crate::Bug;
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::rate::RetreatRules;
-use nimgate_core::event::{Event, Happened};
+use nimgate_core::event::Event;
 use nimgate_core::limit::home::{Company, Home};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::limit::rules::Timeouts;
@@ -15,8 +15,19 @@ use nimgate_core::store::{MemoryStore, Store};
 use nimgate_core::units::{Instant, LimitId, Micros, MilliRpm, RequestId, WorkerId};
 use std::hash::{Hash, Hasher};
 
-/// The key of the ledger's limit.
-const LIMIT: &str = "l";
+/// The keys of the limits' ledgers. Most cases have only the first limit.
+const NAMES: [&str; LIMITS] = ["l", "m"];
+
+/// How many limits there are at most.
+pub const LIMITS: usize = 2;
+
+/// Which limit has its ledger under this key, which ends with its name.
+///
+/// # Panics
+/// If none has.
+pub fn limit_of(key: &str) -> usize {
+    NAMES.iter().position(|name| key.ends_with(name)).unwrap_or_else(|| panic!("no limit has the key {key}"))
+}
 
 /// The rules of all cases: a token comes each second, no timeout ends, there is room for all, and no window
 /// is guarded besides.
@@ -83,11 +94,21 @@ pub const WEAK: &str = "weak";
 pub struct Worker {
     scheduler: Scheduler,
     id: WorkerId,
-    limit: LimitId,
     bug: Bug,
-    reports: Reports,
     /// How much of what it has to do this worker has begun.
     pub tried: usize,
+    /// How many requests came.
+    pub arrived: u32,
+    /// What became of those of each limit.
+    pub limits: Vec<UnderLimit>,
+}
+
+/// What became of a worker's requests under one limit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnderLimit {
+    id: LimitId,
+    /// The sum of the differences of who waits that were reported, as gauges would show it.
+    gauges: [i64; LANES],
     /// How many requests came.
     pub arrived: u32,
     /// How many got a token.
@@ -104,33 +125,33 @@ pub struct Worker {
     pub is_told: bool,
 }
 
-/// Two workers that are equal hash alike; that others do too costs only time.
-impl Hash for Worker {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.id, self.tried, self.arrived, self.granted, self.left, self.streams.len(), self.next_wakeup())
-            .hash(state);
+impl UnderLimit {
+    fn new(id: LimitId) -> Self {
+        Self {
+            id,
+            gauges: [0; LANES],
+            arrived: 0,
+            granted: 0,
+            left: 0,
+            streams: Vec::new(),
+            waiting: Vec::new(),
+            gone: Vec::new(),
+            is_told: true,
+        }
+    }
+
+    /// What this worker adds to the gauges of who waits.
+    pub fn gauge(&self) -> i64 {
+        self.gauges.iter().sum()
     }
 }
 
-/// What was reported to the observer, as a gauge would show it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Reports {
-    gauges: [i64; LANES],
-    failures: u32,
-}
-
-impl Reports {
-    fn read(&mut self, events: &[Happened]) {
-        for (_, event) in events {
-            match event {
-                Event::QueueChanged(differences) => {
-                    for (total, difference) in self.gauges.iter_mut().zip(differences) {
-                        *total += difference;
-                    }
-                }
-                Event::StoreFailed => self.failures += 1,
-                _ => {}
-            }
+/// Two workers that are equal hash alike; that others do too costs only time.
+impl Hash for Worker {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.id, self.tried, self.arrived, self.next_wakeup()).hash(state);
+        for limit in &self.limits {
+            (limit.granted, limit.left, limit.streams.len()).hash(state);
         }
     }
 }
@@ -144,76 +165,81 @@ impl Worker {
 
     /// The same with other rules.
     pub fn with_rules(number: u32, rules: Rules, bug: Bug) -> Self {
-        let rules = if bug == Bug::WindowForgotten { Rules { window: Micros::ZERO, ..rules } } else { rules };
+        Self::with_limits(number, &[rules], bug)
+    }
+
+    /// The same with several limits, by their rules.
+    pub fn with_limits(number: u32, rules: &[Rules], bug: Bug) -> Self {
         let mut scheduler = Scheduler::default();
         let mut apart = MemoryStore::at(at_ms(0));
-        let (limit, _) = scheduler.configure(LIMIT, rules, &mut apart);
-        Self {
-            scheduler,
-            id: WorkerId(number),
-            limit,
-            bug,
-            reports: Reports::default(),
-            tried: 0,
-            arrived: 0,
-            granted: 0,
-            left: 0,
-            streams: Vec::new(),
-            waiting: Vec::new(),
-            gone: Vec::new(),
-            is_told: true,
-        }
+        let limits = rules.iter().zip(NAMES).map(|(rules, name)| {
+            let rules = if bug == Bug::WindowForgotten { Rules { window: Micros::ZERO, ..*rules } } else { *rules };
+            UnderLimit::new(scheduler.configure(name, rules, &mut apart).0)
+        });
+        let limits = limits.collect();
+        Self { scheduler, id: WorkerId(number), bug, tried: 0, arrived: 0, limits }
     }
 
-    /// A request comes. Answers whom to wake.
+    /// A request comes under the first limit. Answers whom to wake.
     pub fn arrive(&mut self, priority: Priority, now: Instant, store: &mut impl Store) -> Vec<WorkerId> {
-        self.ask(priority, false, now, store)
+        self.ask(0, priority, false, now, store)
     }
 
-    /// A request comes, for [`WEAK`] or for another model. Answers whom to wake.
-    pub fn ask(&mut self, priority: Priority, is_weak: bool, now: Instant, store: &mut impl Store) -> Vec<WorkerId> {
+    /// A request comes under a limit, for [`WEAK`] or for another model. Answers whom to wake.
+    pub fn ask(
+        &mut self,
+        limit: usize,
+        priority: Priority,
+        is_weak: bool,
+        now: Instant,
+        store: &mut impl Store,
+    ) -> Vec<WorkerId> {
         let id = RequestId(self.arrived);
         self.tried += 1;
         self.arrived += 1;
-        self.waiting.push(Request { id, priority, arrived: now, is_weak });
+        let under = &mut self.limits[limit];
+        under.arrived += 1;
+        under.waiting.push(Request { id, priority, arrived: now, is_weak });
         let is_known = is_weak && self.bug != Bug::ForgottenModel;
         let model = if is_known { ModelKey::of(WEAK) } else { ModelKey::NONE };
         let asked = Asked::new(id, Lane::Queued(priority), model);
-        let output = self.scheduler.arrive(self.limit, asked, self.id, store);
+        let output = self.scheduler.arrive(under.id, asked, self.id, store);
         // It came when the ledger first knew of it, which is after the callback began.
-        let arrived = self.scheduler.request(self.limit, id).map(|request| request.arrived);
-        if let (Some(last), Some(arrived)) = (self.waiting.last_mut(), arrived) {
+        let arrived = self.scheduler.request(under.id, id).map(|request| request.arrived);
+        if let (Some(last), Some(arrived)) = (under.waiting.last_mut(), arrived) {
             last.arrived = arrived;
         }
-        self.carry_out(output)
+        self.carry_out(output, &[limit])
     }
 
     /// The timer fires, or another worker wakes this one. Answers whom to wake.
     pub fn wake(&mut self, woken: bool, store: &mut impl Store) -> Vec<WorkerId> {
         let output = self.scheduler.wake(woken, self.id, store);
-        self.carry_out(output)
+        self.carry_out(output, &[0, 1])
     }
 
-    /// The client of the request that came last leaves, if it still waits.
+    /// The client of the first limit's request that came last leaves, if it still waits.
     pub fn leave(&mut self) {
         self.tried += 1;
-        if let Some(request) = self.waiting.pop() {
-            self.scheduler.leave(self.limit, request.id);
-            self.left += 1;
-            self.is_told = false;
+        let first = &mut self.limits[0];
+        if let Some(request) = first.waiting.pop() {
+            self.scheduler.leave(first.id, request.id);
+            first.left += 1;
+            first.is_told = false;
         }
     }
 
     /// The oldest stream of a request that was granted here ends, if there is one. Answers whom to wake.
     pub fn end(&mut self, store: &mut impl Store) -> Vec<WorkerId> {
         self.tried += 1;
-        if self.streams.is_empty() {
+        let first = &mut self.limits[0];
+        if first.streams.is_empty() {
             return Vec::new();
         }
-        let id = self.streams.remove(0);
-        let matters = self.scheduler.end(self.limit, id, true);
+        let id = first.streams.remove(0);
+        let matters = self.scheduler.end(first.id, id, true);
         let output = if matters { self.scheduler.wake(false, self.id, store) } else { Output::default() };
-        let wakes = self.carry_out(output);
+        let wakes = self.carry_out(output, &[0, 1]);
         if self.bug == Bug::EndWakesNobody { Vec::new() } else { wakes }
     }
 
@@ -222,29 +248,29 @@ impl Worker {
         self.tried += 1;
         let model = (ModelKey::of(WEAK), ModelName::new(WEAK));
         let answer = Answer { granted_at: now, signal: Signal::WorkersFull, retry_after: None, model };
-        let output = self.scheduler.answer(self.limit, answer, 0, store);
-        self.without_a_turn(|worker| worker.carry_out(output))
+        let output = self.scheduler.answer(self.limits[0].id, answer, 0, store);
+        self.carry_out(output, &[])
     }
 
     /// Envoy's router has sent a request so many times more. Answers whom to wake.
     pub fn charge(&mut self, retries: u32, store: &mut impl Store) -> Vec<WorkerId> {
         self.tried += 1;
         let charged = if self.bug == Bug::ForgottenRetry { retries - 1 } else { retries };
-        let output = self.scheduler.charge(self.limit, charged, store);
-        self.without_a_turn(|worker| worker.carry_out(output))
+        let output = self.scheduler.charge(self.limits[0].id, charged, store);
+        self.carry_out(output, &[])
     }
 
     /// A configuration comes.
     pub fn configure(&mut self, rules: Rules, store: &mut impl Store) -> Vec<WorkerId> {
         self.tried += 1;
-        let (_, events) = self.scheduler.configure(LIMIT, rules, store);
-        self.without_a_turn(|worker| worker.carry_out(Output { events, ..Output::default() }))
+        let (_, events) = self.scheduler.configure(NAMES[0], rules, store);
+        self.carry_out(Output { events, ..Output::default() }, &[])
     }
 
     /// An operator changes the rules through the console. Answers whom to wake: whoever waits.
     pub fn override_rules(&mut self, rules: Rules, store: &mut impl Store) -> Vec<WorkerId> {
         self.tried += 1;
-        let decided = Home::new(LIMIT, Company::Alone).decide(None, rules, store, |mut ledger, _, now| {
+        let decided = Home::new(NAMES[0], Company::Alone).decide(None, rules, store, |mut ledger, _, now| {
             let before = *ledger.rules();
             ledger.advance(now, &mut Vec::new());
             ledger.override_rules(rules, now, &mut Vec::new());
@@ -255,17 +281,9 @@ impl Worker {
         if self.bug == Bug::OverrideWakesNobody { Vec::new() } else { wakes }
     }
 
-    /// What this does tells the others nothing of who waits here.
-    fn without_a_turn<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
-        let was_told = self.is_told;
-        let result = work(self);
-        self.is_told &= was_told;
-        result
-    }
-
-    /// Whether this worker knows that shadow mode is on.
-    pub fn is_in_shadow(&self) -> bool {
-        self.scheduler.rules(self.limit).is_some_and(|rules| rules.shadow)
+    /// Whether this worker knows that shadow mode is on for a limit.
+    pub fn is_in_shadow(&self, limit: usize) -> bool {
+        self.scheduler.rules(self.limits[limit].id).is_some_and(|rules| rules.shadow)
     }
 
     /// When the timer is to fire.
@@ -278,29 +296,38 @@ impl Worker {
         self.id
     }
 
-    /// The sum of the differences that were reported.
-    pub fn gauge(&self) -> i64 {
-        self.reports.gauges.iter().sum()
-    }
-
-    fn carry_out(&mut self, output: Output) -> Vec<WorkerId> {
-        let failures = self.reports.failures;
-        self.reports.read(&output.events);
-        self.is_told = self.reports.failures == failures;
-        let is_shadow = self.is_in_shadow();
+    /// Carries out what came of a turn of the limits `told`, or of something else that tells the others nothing of who
+    /// waits here.
+    fn carry_out(&mut self, output: Output, told: &[usize]) -> Vec<WorkerId> {
+        for limit in told {
+            if let Some(under) = self.limits.get_mut(*limit) {
+                under.is_told = true;
+            }
+        }
         let mut resumed: Vec<RequestId> = Vec::new();
-        for (_, event) in &output.events {
-            if let Event::Granted { request, .. } = *event {
-                let at = self.waiting.iter().position(|waiting| waiting.id == request);
-                self.waiting.remove(at.unwrap_or_else(|| panic!("{request:?} is granted and does not wait")));
-                self.granted += 1;
-                match self.gone.iter().position(|gone| *gone == request) {
-                    Some(at) => drop(self.gone.remove(at)),
-                    None => resumed.push(request),
+        for (limit, event) in &output.events {
+            let is_shadow = self.is_in_shadow(limit.0);
+            let under = &mut self.limits[limit.0];
+            match *event {
+                Event::QueueChanged(differences) => {
+                    for (total, difference) in under.gauges.iter_mut().zip(differences) {
+                        *total += difference;
+                    }
                 }
-                if !is_shadow {
-                    self.streams.push(request);
+                Event::StoreFailed => under.is_told = false,
+                Event::Granted { request, .. } => {
+                    let at = under.waiting.iter().position(|waiting| waiting.id == request);
+                    under.waiting.remove(at.unwrap_or_else(|| panic!("{request:?} is granted and does not wait")));
+                    under.granted += 1;
+                    match under.gone.iter().position(|gone| *gone == request) {
+                        Some(at) => drop(under.gone.remove(at)),
+                        None => resumed.push(request),
+                    }
+                    if !is_shadow {
+                        under.streams.push(request);
+                    }
                 }
+                _ => {}
             }
         }
         let mut wakes = Vec::new();
@@ -308,22 +335,27 @@ impl Worker {
             match action {
                 Action::Resume { request, .. } => match resumed.iter().position(|granted| *granted == request) {
                     Some(at) => drop(resumed.remove(at)),
-                    None => {
-                        assert!(
-                            is_shadow && !self.gone.contains(&request),
-                            "{request:?} goes without a token, or twice"
-                        );
-                        if self.bug != Bug::ShadowHolds {
-                            self.gone.push(request);
-                        }
-                    }
+                    None => self.goes_in_shadow(request),
                 },
                 Action::Reply { request, .. } => panic!("{request:?} is refused though there is room and time"),
                 Action::Wake(worker) => wakes.push(worker),
             }
         }
         assert!(resumed.is_empty() || self.bug == Bug::ShadowHolds, "{resumed:?} are granted and do not go on");
-        assert_eq!(self.scheduler.waiting(self.limit), self.waiting.len(), "the queue holds those who wait");
+        for under in &self.limits {
+            assert_eq!(self.scheduler.waiting(under.id), under.waiting.len(), "the queue holds those who wait");
+        }
         if self.bug == Bug::ForgottenWake { Vec::new() } else { wakes }
+    }
+
+    /// A request goes on without a token.
+    fn goes_in_shadow(&mut self, request: RequestId) {
+        let limit = self.limits.iter().position(|under| under.waiting.iter().any(|waiting| waiting.id == request));
+        let limit = limit.unwrap_or_else(|| panic!("{request:?} goes on and does not wait"));
+        let is_new = !self.limits[limit].gone.contains(&request);
+        assert!(self.is_in_shadow(limit) && is_new, "{request:?} goes without a token, or twice");
+        if self.bug != Bug::ShadowHolds {
+            self.limits[limit].gone.push(request);
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! `cargo test --profile proofs -p nimgate-schedules --test exhaustive -- --nocapture` tells their numbers; with
 //! `--include-ignored` the large cases are explored too, which takes some minutes and some 10 GB of memory.
 
-use Try::{Arrive, AskWeak, Configure, End, Leave, Override, Retry, Slow};
+use Try::{Arrive, AskOther, AskWeak, Configure, End, Leave, Override, Retry, Slow};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::priority::Priority::{High, Low, Normal, Urgent};
 use nimgate_core::units::Micros;
@@ -36,7 +36,7 @@ const TO_THE_TOKEN_AND_PAST_THE_GRACE: [u64; 2] = [1_010, 1_200];
 
 fn case(capacity: u32, tries: [Vec<Try>; WORKERS], clock: &[u64]) -> Case {
     let rules = rules(capacity);
-    Case { rules, changed: rules, tries, clock: clock.to_vec(), is_literal: false, bug: Bug::None }
+    Case { rules, changed: rules, other: None, tries, clock: clock.to_vec(), is_literal: false, bug: Bug::None }
 }
 
 /// So many streams at a time, and streams that end.
@@ -76,6 +76,20 @@ fn windows() -> [Case; 2] {
 /// Six requests, so that some wait for the fifth and sixth token.
 fn three_or_less() -> [Vec<Try>; WORKERS] {
     [vec![Arrive(Low), Arrive(High)], vec![Arrive(Normal), Arrive(Urgent)], vec![Arrive(Urgent)]]
+}
+
+/// Two limits with requests in the same workers, so that a timer finds tokens of both. The first gives as many tokens as
+/// `capacity` at the start, the second one.
+fn several_limits(capacity: u32) -> Case {
+    let tries = [vec![Arrive(Low), AskOther(High)], vec![AskOther(Normal), Arrive(Normal)], vec![AskOther(Urgent)]];
+    Case { other: Some(rules(1)), ..case(capacity, tries, &[1_010]) }
+}
+
+/// The same, with a client that leaves and a request of the first limit that ends.
+fn several_limits_and_streams() -> Case {
+    let tries = [vec![Arrive(Low), AskOther(High), End], vec![AskOther(Normal), Arrive(Normal), Leave], vec![]];
+    let rules = Rules { max_in_flight: Some(1), ..rules(2) };
+    Case { rules, changed: rules, other: Some(self::rules(1)), ..case(2, tries, &[1_010]) }
 }
 
 /// Shadow mode comes, by a configuration or by an operator, while requests wait.
@@ -134,6 +148,7 @@ fn literal_is_the_same(name: &str, case: &Case) {
 fn merging_makes_no_difference() {
     literal_is_the_same("3 workers, 7 tries, 1 token", &case(1, seven_tries(), &[]));
     literal_is_the_same("3 workers, 5 tries, 1 step of the clock", &case(1, five_tries(), &[1_200]));
+    literal_is_the_same("two limits, streams of one", &several_limits_and_streams());
 }
 
 #[test]
@@ -180,6 +195,25 @@ fn shadow_mode_holds_nobody() {
 fn no_window_holds_too_many() {
     for (at, case) in windows().iter().enumerate() {
         all_hold(&format!("a window, {at}"), case);
+    }
+}
+
+#[test]
+fn several_limits_of_the_same_workers() {
+    for capacity in [1, 2] {
+        all_hold(&format!("two limits, {capacity} tokens and 1"), &several_limits(capacity));
+    }
+    all_hold("two limits, streams of one", &several_limits_and_streams());
+}
+
+#[test]
+fn finds_every_planted_bug_of_several_limits() {
+    for bug in Bug::OF_SEVERAL_LIMITS {
+        let cases = [several_limits(1), several_limits(2), several_limits_and_streams()];
+        match cases.into_iter().find_map(|case| explore(&Case { bug, ..case }).err()) {
+            None => panic!("{bug:?} was not found"),
+            Some(Violation { what, schedule }) => println!("{bug:?}: {what}, after {} steps", schedule.len()),
+        }
     }
 }
 

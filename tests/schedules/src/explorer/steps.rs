@@ -1,6 +1,6 @@
 //! The steps: which may come next, and what each does.
 
-use super::replay::{Answer, Begin, Next, Turn, replay};
+use super::replay::{Answer, Begin, Next, Replayed, Turn, replay};
 use super::{Explorer, Id, Local, State, Step, Try, WORKERS};
 use crate::Bug;
 use nimgate_core::limit::ledger::Ledger;
@@ -9,11 +9,18 @@ use nimgate_core::units::WorkerId;
 /// What a worker in a callback does next, with what comes of it in the tables.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Plan {
-    Load,
+    Load(usize),
     Clock,
-    Swap { ledger: Id, first: bool },
+    Swap { limit: usize, ledger: Id, first: bool },
     Lose,
-    Done { worker: Id, woken: [bool; WORKERS] },
+    Done(Outcome),
+}
+
+/// What comes of a callback: the worker after it, and whom it wakes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outcome {
+    pub worker: Id,
+    pub woken: [bool; WORKERS],
 }
 
 impl Explorer<'_> {
@@ -49,8 +56,9 @@ impl Explorer<'_> {
             Step::Try(at) => {
                 let worker = self.workers.get(state.locals[at].worker);
                 match self.case.tries[at][worker.tried] {
-                    Try::Arrive(priority) => self.begin(&mut state, at, Begin::Arrive(priority, false)),
-                    Try::AskWeak(priority) => self.begin(&mut state, at, Begin::Arrive(priority, true)),
+                    Try::Arrive(priority) => self.begin(&mut state, at, Begin::Arrive(0, priority, false)),
+                    Try::AskWeak(priority) => self.begin(&mut state, at, Begin::Arrive(0, priority, true)),
+                    Try::AskOther(priority) => self.begin(&mut state, at, Begin::Arrive(1, priority, false)),
                     Try::Slow => self.begin(&mut state, at, Begin::Slow),
                     Try::End => self.begin(&mut state, at, Begin::End),
                     Try::Retry(retries) => self.begin(&mut state, at, Begin::Charge(retries)),
@@ -82,12 +90,12 @@ impl Explorer<'_> {
     /// Lets a worker that is in a callback do what it does next.
     fn go_on(&mut self, state: &mut State, at: usize) -> Result<(), String> {
         match self.plan(state, at) {
-            Plan::Load => {
+            Plan::Load(limit) => {
                 state.locals[at].current = true;
-                self.answer(state, at, Answer::Loaded(state.ledger));
+                self.answer(state, at, Answer::Loaded(limit, state.ledgers[limit]));
             }
             Plan::Clock => self.answer(state, at, Answer::Time(self.time(state.clock))),
-            Plan::Swap { ledger, first } => {
+            Plan::Swap { limit, ledger, first } => {
                 let bug = self.case.bug;
                 let overwrites = (bug == Bug::UnconditionalFirstWrite && first) || bug == Bug::StaleRetry;
                 if !state.locals[at].current && !overwrites {
@@ -96,18 +104,19 @@ impl Explorer<'_> {
                     return Ok(());
                 }
                 let before = *state;
-                let ledger = self.refilled_twice_if_planted(ledger, before.ledger);
-                state.ledger = Some(self.freed_twice_if_planted(ledger, &before, at));
+                let ledger = self.refilled_twice_if_planted(ledger, before.ledgers[limit]);
+                state.ledgers[limit] = Some(self.freed_twice_if_planted(ledger, &before, at));
                 for other in &mut state.locals {
-                    other.current &= !other.turn.is_some_and(|turn| self.turns.get(turn).has_looked());
+                    let looks_at = other.turn.and_then(|turn| self.turns.get(turn).looks_at());
+                    other.current &= looks_at != Some(limit);
                 }
                 state.locals[at].current = true;
                 self.answer(state, at, Answer::Replaced);
-                self.commit(&before, state, at)?;
+                self.commit(&before, state, at, limit)?;
                 (0..WORKERS).for_each(|other| self.overtake(state, other));
             }
             Plan::Lose => self.answer(state, at, Answer::Lost),
-            Plan::Done { .. } => return Err("a callback that is over goes on".to_owned()),
+            Plan::Done(_) => return Err("a callback that is over goes on".to_owned()),
         }
         Ok(())
     }
@@ -117,7 +126,7 @@ impl Explorer<'_> {
         if let Some(turn) = state.locals[at].turn {
             let mut turn = self.turns.get(turn).clone();
             turn.answers.push(answer);
-            if !self.case.is_literal {
+            if self.case.merges() {
                 turn.forget();
             }
             state.locals[at].turn = Some(self.turns.id(turn));
@@ -130,15 +139,17 @@ impl Explorer<'_> {
     fn overtake(&mut self, state: &mut State, at: usize) {
         let Local { turn: Some(turn), current: false, .. } = state.locals[at] else { return };
         let may_win = matches!(self.case.bug, Bug::UnconditionalFirstWrite | Bug::StaleRetry);
-        if !self.case.is_literal && !may_win && matches!(self.plan(state, at), Plan::Swap { .. }) {
+        if self.case.merges() && !may_win && matches!(self.plan(state, at), Plan::Swap { .. }) {
             let mut turn = self.turns.get(turn).clone();
             turn.overtake();
             state.locals[at] = Local { turn: Some(self.turns.id(turn)), current: true, ..state.locals[at] };
+            // What it has decided before is known by the new turn too.
+            self.plan(state, at);
         }
     }
 
     fn end_if_done(&mut self, state: &mut State, at: usize) {
-        if let Plan::Done { worker, woken } = self.plan(state, at) {
+        if let Plan::Done(Outcome { worker, woken }) = self.plan(state, at) {
             state.locals[at] = Local { worker, turn: None, current: true, ..state.locals[at] };
             for (local, woken) in state.locals.iter_mut().zip(woken) {
                 local.woken |= woken;
@@ -153,18 +164,24 @@ impl Explorer<'_> {
         if let Some(plan) = self.plans.get(&(worker, turn)) {
             return *plan;
         }
-        if self.turns.get(turn).answers == [Answer::Overtaken] {
-            return Plan::Lose;
+        let Replayed { next, worker: then, wakes } =
+            replay(self.workers.get(worker), self.turns.get(turn), &self.bytes, self.case);
+        let is_done = matches!(next, Next::Done);
+        let has_swapped = self.turns.get(turn).has_swapped();
+        let outcome = (is_done || has_swapped).then(|| Outcome {
+            worker: self.workers.id(then),
+            // Workers have the numbers from 1 on.
+            woken: std::array::from_fn(|at| wakes.contains(&WorkerId(at as u32 + 1))),
+        });
+        if let (Some(outcome), true) = (outcome, has_swapped) {
+            self.so_far.insert((worker, turn), outcome);
         }
-        let plan = match replay(self.workers.get(worker), self.turns.get(turn), &self.bytes, self.case) {
-            Next::Load => Plan::Load,
-            Next::Clock => Plan::Clock,
-            Next::Swap { value, first } => Plan::Swap { ledger: self.ledger(value), first },
-            Next::Done { worker, wakes } => {
-                // Workers have the numbers from 1 on.
-                let woken = std::array::from_fn(|at| wakes.contains(&WorkerId(at as u32 + 1)));
-                Plan::Done { worker: self.workers.id(*worker), woken }
-            }
+        let plan = match (next, outcome) {
+            (Next::Done, Some(outcome)) => Plan::Done(outcome),
+            _ if self.turns.get(turn).is_overtaken() => Plan::Lose,
+            (Next::Load(limit), _) => Plan::Load(limit),
+            (Next::Swap { limit, value, first }, _) => Plan::Swap { limit, ledger: self.ledger(value), first },
+            _ => Plan::Clock,
         };
         self.plans.insert((worker, turn), plan);
         plan

@@ -1,9 +1,10 @@
 //! What must hold of each state and each swap of an exploration.
 
 use super::replay::{Answer, Begin};
-use super::{Explorer, State, Step, Violation, Visit};
+use super::steps::Outcome;
+use super::{Explorer, Local, State, Step, Violation, Visit};
 use crate::invariants::{due, ensure, has_slot, hold_always, hold_at_rest, is_open, looks_in_time, weak_opens};
-use crate::worker::{Request, Worker, at_ms, token_every};
+use crate::worker::{Request, UnderLimit, Worker, at_ms, token_every};
 use nimgate_core::limit::ledger::{GRACE, Ledger};
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::units::{Instant, Micros, RequestId, WorkerId};
@@ -53,71 +54,86 @@ fn worth(rules: &Rules, number: u32) -> i64 {
 impl Explorer<'_> {
     /// Checks what must hold of every state.
     pub(super) fn holds(&mut self, state: &State) -> Result<(), String> {
+        (0..self.case.limits().len()).try_for_each(|limit| self.holds_of(limit, state))
+    }
+
+    fn holds_of(&mut self, limit: usize, state: &State) -> Result<(), String> {
         let now = self.time(state.clock);
-        let due = self.due(state);
+        let due = self.due(state, limit);
         let workers = self.workers_of(state);
-        let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
-        let most = Rules { capacity: self.case.rules.capacity.max(self.case.changed.capacity), ..self.case.rules };
-        hold_always(&workers, ledger, &most, now)?;
-        let is_idle = |at: usize| state.locals[at].turn.is_none() && !state.locals[at].woken;
+        let ledger = state.ledgers[limit].map(|id| &self.ledgers[id as usize]);
+        hold_always(&workers, limit, ledger, &self.case.most(limit), now)?;
+        // Whom a callback wakes is woken when it is over.
+        let outcomes = || state.locals.iter().filter_map(|local| self.outcome_so_far(local));
+        let will_be_woken = |at: usize| state.locals[at].woken || outcomes().any(|outcome| outcome.woken[at]);
+        let is_idle = |at: usize| state.locals[at].turn.is_none() && !will_be_woken(at);
         if let Some((due, token_at)) = due
             && let Some(at) = workers.iter().position(|worker| worker.id() == due)
             && is_idle(at)
         {
             looks_in_time(workers[at], token_at)?;
         }
-        if (0..workers.len()).all(is_idle) { hold_at_rest(&workers, ledger, now) } else { Ok(()) }
+        if (0..workers.len()).all(is_idle) { hold_at_rest(&workers, limit, ledger, now) } else { Ok(()) }
     }
 
     /// Checks what must hold when nothing is left to do: everyone has got what was there.
     pub(super) fn holds_at_the_end(&mut self, state: &State) -> Result<(), String> {
+        (0..self.case.limits().len()).try_for_each(|limit| self.holds_at_the_end_of(limit, state))
+    }
+
+    fn holds_at_the_end_of(&mut self, limit: usize, state: &State) -> Result<(), String> {
         let now = self.time(state.clock);
-        let due = self.due(state);
-        let ledger = state.ledger.map(|id| &self.ledgers[id as usize]);
+        let due = self.due(state, limit);
+        let ledger = state.ledgers[limit].map(|id| &self.ledgers[id as usize]);
         for worker in self.workers_of(state) {
-            ensure(worker.is_told, || format!("{:?} never published who left", worker.id()))?;
-            let is_held = worker.waiting.iter().any(|waiting| !worker.gone.contains(&waiting.id));
-            ensure(!worker.is_in_shadow() || !is_held, || format!("{:?} holds requests in shadow mode", worker.id()))?;
-            let may_wait = ledger.is_none_or(|ledger| {
-                !has_slot(ledger) || !worker.waiting.iter().any(|waiting| is_open(ledger, waiting, now))
-            });
+            let UnderLimit { is_told, waiting, gone, .. } = &worker.limits[limit];
+            ensure(*is_told, || format!("{:?} never published who left", worker.id()))?;
+            let is_held = waiting.iter().any(|waiting| !gone.contains(&waiting.id));
+            ensure(!worker.is_in_shadow(limit) || !is_held, || {
+                format!("{:?} holds requests in shadow mode", worker.id())
+            })?;
+            let may_wait = ledger
+                .is_none_or(|ledger| !has_slot(ledger) || !waiting.iter().any(|waiting| is_open(ledger, waiting, now)));
             ensure(may_wait || due.is_some(), || format!("{:?} waits for nothing", worker.id()))?;
         }
         ensure(due.is_none_or(|(_, token_at)| token_at > now), || "a token is there, and someone waits".to_owned())
     }
 
-    /// Checks what must hold of a swap by the worker at `at`, with which its callback ended: the tokens that it took
-    /// were there, and went to the best.
-    pub(super) fn commit(&mut self, before: &State, after: &mut State, at: usize) -> Result<(), String> {
+    /// Checks what must hold of a swap of a limit's ledger by the worker at `at`: the tokens that it took were there, and
+    /// went to the best.
+    pub(super) fn commit(&mut self, before: &State, after: &mut State, at: usize, limit: usize) -> Result<(), String> {
         let now = self.time(after.clock);
         let turn = before.locals[at].turn.map(|id| self.turns.get(id)).ok_or("a swap by nobody")?;
-        let (was, is) = (self.workers.get(before.locals[at].worker), self.workers.get(after.locals[at].worker));
-        let ledger = after.ledger.map(|id| &self.ledgers[id as usize]).ok_or("no ledger after a swap")?;
+        let (worker, is) = (self.so_far(&before.locals[at]), self.so_far(&after.locals[at]));
+        let id = worker.id();
+        let (was, is) = (&worker.limits[limit], &is.limits[limit]);
+        let ledger = after.ledgers[limit].map(|id| &self.ledgers[id as usize]).ok_or("no ledger after a swap")?;
 
         let granted = is.granted - was.granted;
-        let rules = before.ledger.map_or(self.case.rules, |id| *self.ledgers[id as usize].rules());
-        let naive = before.naive.at(turn.decided_at(), &rules);
-        after.naive =
-            naive.pay(&rules, granted).ok_or_else(|| format!("{:?} took {granted} tokens of {naive:?}", is.id()))?;
+        let configured = self.case.limits()[limit];
+        let rules = before.ledgers[limit].map_or(configured, |id| *self.ledgers[id as usize].rules());
+        let naive = before.naive[limit].at(turn.decided_at(), &rules);
+        let mut left =
+            naive.pay(&rules, granted).ok_or_else(|| format!("{id:?} took {granted} tokens of {naive:?}"))?;
         if let Begin::Charge(retries) = turn.begin {
-            after.naive = after.naive.charge(&rules, retries);
+            left = left.charge(&rules, retries);
         }
+        after.naive[limit] = left;
         let mut then = ledger.clone();
         then.advance(now, &mut Vec::new());
         let there = u64::from(then.snapshot(now).available);
         let rules = ledger.rules();
-        let saved = after.naive.at(now, rules).there(rules);
-        let sent: u32 = after.locals.iter().map(|local| self.workers.get(local.worker).granted).sum();
-        let is_first_window = now.since(at_ms(0)) < self.case.rules.window;
-        let room = u64::from(self.case.rules.window_rules().quota.saturating_sub(sent));
+        let saved = left.at(now, rules).there(rules);
+        let sent: u32 = after.locals.iter().map(|local| self.so_far(local).limits[limit].granted).sum();
+        let is_first_window = now.since(at_ms(0)) < configured.window;
+        let room = u64::from(configured.window_rules().quota.saturating_sub(sent));
         let saved = if is_first_window { saved.min(room) } else { saved };
-        let is_so =
-            if self.case.rules.window == Micros::ZERO || is_first_window { there == saved } else { there <= saved };
+        let is_so = if configured.window == Micros::ZERO || is_first_window { there == saved } else { there <= saved };
         ensure(is_so, || format!("the bucket holds {there} tokens and a naive one {saved}"))?;
 
         let came = match turn.begin {
-            Begin::Arrive(priority, is_weak) => {
-                let (id, arrived) = (RequestId(was.arrived), turn.decided_at());
+            Begin::Arrive(of, priority, is_weak) if of == limit => {
+                let (id, arrived) = (RequestId(worker.arrived), turn.decided_at());
                 Some(Request { id, priority, arrived, is_weak })
             }
             _ => None,
@@ -127,12 +143,12 @@ impl Explorer<'_> {
         let Some(last) = served.iter().map(Request::place).max() else { return Ok(()) };
         // One of the slowed model closes it for the next, so it is before others of its model that it must be.
         let last_weak = served.iter().filter(|of| of.is_weak).map(Request::place).max();
-        let was_open = before.ledger.is_none_or(|id| weak_opens(&self.ledgers[id as usize], turn.decided_at()));
-        ensure(last_weak.is_none() || was_open, || format!("{:?} took a token for a model that may not go", is.id()))?;
+        let was_open = before.ledgers[limit].is_none_or(|id| weak_opens(&self.ledgers[id as usize], turn.decided_at()));
+        ensure(last_weak.is_none() || was_open, || format!("{id:?} took a token for a model that may not go"))?;
         for (other, local) in after.locals.iter().enumerate() {
-            let worker = self.workers.get(local.worker);
+            let worker = self.so_far(local);
             for is_weak in [false, true] {
-                let of_these = worker.waiting.iter().filter(|request| request.is_weak == is_weak);
+                let of_these = worker.limits[limit].waiting.iter().filter(|request| request.is_weak == is_weak);
                 let Some(best) = of_these.min_by_key(|request| request.place()) else { continue };
                 let may_be_passed_by = || {
                     other != at && is_passed_over(ledger, worker.id()) && turn.decided_at() >= best.arrived.after(GRACE)
@@ -140,22 +156,31 @@ impl Explorer<'_> {
                 let last = if is_weak { last_weak.unwrap_or(last) } else { last };
                 let may_go = !is_weak || was_open;
                 ensure(!may_go || best.place() >= last || may_be_passed_by(), || {
-                    format!("{:?} took a token before {:?}, whose {best:?} is ahead", is.id(), worker.id())
+                    format!("{id:?} took a token before {:?}, whose {best:?} is ahead", worker.id())
                 })?;
             }
         }
         Ok(())
     }
 
-    fn due(&mut self, state: &State) -> Due {
-        let id = state.ledger?;
+    fn due(&mut self, state: &State, limit: usize) -> Due {
+        let id = state.ledgers[limit]?;
         let now = self.time(state.clock);
         let ledger = &self.ledgers[id as usize];
         *self.dues.entry((id, state.clock)).or_insert_with(|| due(ledger, now))
     }
 
     fn workers_of(&self, state: &State) -> Vec<&Worker> {
-        state.locals.iter().map(|local| self.workers.get(local.worker)).collect()
+        state.locals.iter().map(|local| self.so_far(local)).collect()
+    }
+
+    /// A worker with what it has decided by swaps that were made, in the middle of a callback too.
+    fn so_far(&self, local: &Local) -> &Worker {
+        self.workers.get(self.outcome_so_far(local).map_or(local.worker, |outcome| outcome.worker))
+    }
+
+    fn outcome_so_far(&self, local: &Local) -> Option<&Outcome> {
+        self.so_far.get(&(local.worker, local.turn?))
     }
 
     /// Tells what went wrong, and how it came to it.
@@ -176,11 +201,11 @@ impl Explorer<'_> {
             Step::TakeUpWake(at) => format!("worker {} takes up a wake-up", at + 1),
             Step::Timer(at) => format!("worker {}: its timer fires", at + 1),
             Step::GoOn(at) => match after(at) {
-                None | Some(Answer::Lost) => format!("worker {} looks at the ledger", at + 1),
-                Some(Answer::Loaded(_)) if self.case.bug != crate::Bug::OldTime => {
+                None | Some(Answer::Lost | Answer::Replaced) => format!("worker {} looks at a ledger", at + 1),
+                Some(Answer::Loaded(..)) if self.case.bug != crate::Bug::OldTime => {
                     format!("worker {} looks at the clock", at + 1)
                 }
-                _ => format!("worker {} swaps the ledger", at + 1),
+                _ => format!("worker {} swaps a ledger", at + 1),
             },
         }
     }
