@@ -167,8 +167,8 @@ class Client:
 
 
 def results(futures: Iterable["Future[Answer]"]) -> list[Answer]:
-    """Waits for all of them."""
-    return [future.result(timeout=HANG_GUARD_S * 2) for future in futures]
+    """Waits for all of them. All are sent before the first is waited for."""
+    return [future.result(timeout=HANG_GUARD_S * 2) for future in list(futures)]
 
 
 @dataclass

@@ -1,6 +1,8 @@
 //! What stands before the answers: the limiter and the faults switched on over the control API, with the
 //! configuration that both come from. One lock around all of it, held for a decision only.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::limiter::{Kind, Limiter, Rules};
@@ -15,6 +17,10 @@ pub struct Config {
     pub retry_after: Option<String>,
     pub error_burst: Option<ErrorBurst>,
     pub throttle_next: u64,
+    /// Models with a limit of their own, in requests per minute, counted in rolling windows of `window_s`.
+    pub models: BTreeMap<String, u64>,
+    /// How many requests of a thousand are refused for no reason.
+    pub stray_permille: u64,
 }
 
 impl Default for Config {
@@ -28,6 +34,8 @@ impl Default for Config {
             retry_after: None,
             error_burst: None,
             throttle_next: 0,
+            models: BTreeMap::new(),
+            stray_permille: 0,
         }
     }
 }
@@ -54,6 +62,8 @@ pub struct Patch {
     #[serde(default, deserialize_with = "present")]
     error_burst: Option<Option<ErrorBurst>>,
     throttle_next: Option<u64>,
+    models: Option<BTreeMap<String, u64>>,
+    stray_permille: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,6 +87,11 @@ impl Config {
         Rules { kind: self.limiter, rpm: self.rpm, burst: self.burst, window_s: self.window_s }
     }
 
+    fn model_limiters(&self, now_us: u64) -> BTreeMap<String, Limiter> {
+        let rules = |rpm| Rules { kind: Kind::SlidingWindow, rpm, burst: 1, window_s: self.window_s };
+        self.models.iter().map(|(model, rpm)| (model.clone(), Limiter::new(rules(*rpm), now_us))).collect()
+    }
+
     /// The configuration after `patch`, or one sentence why not.
     fn patched(&self, patch: Patch) -> Result<Self, String> {
         let mut new = self.clone();
@@ -86,6 +101,8 @@ impl Config {
         new.window_s = patch.window_s.unwrap_or(new.window_s);
         new.latency_ms = patch.latency_ms.unwrap_or(new.latency_ms);
         new.throttle_next = patch.throttle_next.unwrap_or(new.throttle_next);
+        new.models = patch.models.unwrap_or(new.models);
+        new.stray_permille = patch.stray_permille.unwrap_or(new.stray_permille);
         if let Some(text) = patch.retry_after {
             new.retry_after = text.map(|text| match text {
                 TextOrNumber::Text(text) => text,
@@ -104,6 +121,14 @@ impl Config {
             if !(1..=1_000_000_000).contains(&value) {
                 return Err(format!("{name}: must be from 1 to 1000000000, got {value}"));
             }
+        }
+        for (model, rpm) in &self.models {
+            if !(1..=1_000_000_000).contains(rpm) {
+                return Err(format!("models.{model}: must be from 1 to 1000000000, got {rpm}"));
+            }
+        }
+        if self.stray_permille > 1_000 {
+            return Err(format!("stray_permille: must be at most 1000, got {}", self.stray_permille));
         }
         if let Some(burst) = self.error_burst
             && !(200..=599).contains(&burst.status)
@@ -132,12 +157,15 @@ pub enum Verdict {
 pub struct Gate {
     config: Config,
     limiter: Limiter,
+    models: BTreeMap<String, Limiter>,
+    random: u64,
 }
 
 impl Gate {
     pub fn new(config: Config, now_us: u64) -> Self {
         let limiter = Limiter::new(config.rules(), now_us);
-        Self { config, limiter }
+        let models = config.model_limiters(now_us);
+        Self { config, limiter, models, random: 1 }
     }
 
     pub fn config(&self) -> &Config {
@@ -150,15 +178,35 @@ impl Gate {
         if new.rules() != self.config.rules() {
             self.limiter = Limiter::new(new.rules(), now_us);
         }
+        if new.models != self.config.models || new.window_s != self.config.window_s {
+            self.models = new.model_limiters(now_us);
+        }
         self.config = new;
         Ok(())
     }
 
+    /// Whether the model must be known to decide.
+    pub fn asks_for_model(&self) -> bool {
+        !self.models.is_empty()
+    }
+
+    /// Whether a request is refused for no reason: by chance, but in every run alike.
+    fn is_stray(&mut self) -> bool {
+        // Knuth's linear congruential generator; its upper bits are good enough.
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % 1_000 < self.config.stray_permille
+    }
+
     /// Decides on one metered request. What `throttle_next` refuses costs the limiter nothing, as any refusal;
     /// what the error burst fails has passed the limiter and is counted there, as a failed call to NVIDIA is.
-    pub fn decide(&mut self, now_us: u64) -> Verdict {
+    pub fn decide(&mut self, now_us: u64, model: Option<&str>) -> Verdict {
         if self.config.throttle_next > 0 {
             self.config.throttle_next -= 1;
+            return Verdict::Throttle;
+        }
+        let is_stray = self.is_stray();
+        let own = model.and_then(|model| self.models.get_mut(model));
+        if is_stray || own.is_some_and(|own| !own.admit(now_us)) {
             return Verdict::Throttle;
         }
         let admitted = self.limiter.admit(now_us);
@@ -217,16 +265,32 @@ mod tests {
     #[test]
     fn throttle_next_comes_first_and_costs_no_token() {
         let mut gate = gate(r#"{"limiter": "token-bucket", "rpm": 1, "burst": 1, "throttle_next": 2}"#);
-        let verdicts: Vec<_> = (0..4).map(|_| gate.decide(0)).collect();
+        let verdicts: Vec<_> = (0..4).map(|_| gate.decide(0, None)).collect();
         let (pass, stop) = (Verdict::Pass, Verdict::Throttle);
         assert_eq!(verdicts, [stop, stop, pass, stop]);
+    }
+
+    #[test]
+    fn a_model_has_its_own_limit_and_is_not_counted_where_that_refuses() {
+        let mut gate = gate(r#"{"limiter": "sliding-window", "rpm": 3, "models": {"weak": 1}}"#);
+        let verdicts: Vec<_> =
+            ["weak", "weak", "weak", "m", "m", "m"].iter().map(|model| gate.decide(0, Some(model))).collect();
+        let (pass, stop) = (Verdict::Pass, Verdict::Throttle);
+        assert_eq!(verdicts, [pass, stop, stop, pass, pass, stop]);
+    }
+
+    #[test]
+    fn strays_are_refused_by_their_share() {
+        let mut gate = gate(r#"{"stray_permille": 50}"#);
+        let refused = (0..10_000).filter(|_| gate.decide(0, None) == Verdict::Throttle).count();
+        assert!((400..600).contains(&refused), "{refused} of 10,000");
     }
 
     #[test]
     fn an_error_burst_is_counted_by_the_limiter_and_ends() {
         let mut gate =
             gate(r#"{"limiter": "token-bucket", "rpm": 1, "burst": 2, "error_burst": {"count": 1, "status": 500}}"#);
-        let verdicts: Vec<_> = (0..3).map(|_| gate.decide(0)).collect();
+        let verdicts: Vec<_> = (0..3).map(|_| gate.decide(0, None)).collect();
         assert_eq!(verdicts, [Verdict::Fail(500), Verdict::Pass, Verdict::Throttle]);
         assert_eq!(gate.config().error_burst, None);
     }
@@ -234,10 +298,10 @@ mod tests {
     #[test]
     fn only_new_rules_start_the_limiter_afresh() {
         let mut gate = gate(r#"{"limiter": "token-bucket", "rpm": 1, "burst": 1}"#);
-        assert_eq!(gate.decide(0), Verdict::Pass);
+        assert_eq!(gate.decide(0, None), Verdict::Pass);
         gate.change(patch(r#"{"latency_ms": 0, "burst": 1}"#), 0).unwrap();
-        assert_eq!(gate.decide(0), Verdict::Throttle);
+        assert_eq!(gate.decide(0, None), Verdict::Throttle);
         gate.change(patch(r#"{"rpm": 2}"#), 0).unwrap();
-        assert_eq!(gate.decide(0), Verdict::Pass);
+        assert_eq!(gate.decide(0, None), Verdict::Pass);
     }
 }

@@ -105,13 +105,16 @@ async fn handle(app: Arc<App>, line: Arc<Line>, request: Request<Incoming>) -> R
     let path = parts.uri.path();
     let metered = openai::is_metered(&parts.method, path);
     let mut ticket = app.journal.open(&parts, metered);
-    let (verdict, latency_ms, retry_after) = {
+    let decide = |model: Option<&str>| {
         let mut gate = lock(&app.gate);
-        let verdict = if metered { gate.decide(ticket.at_us()) } else { Verdict::Pass };
+        let verdict = if metered { gate.decide(ticket.at_us(), model) } else { Verdict::Pass };
         let config = gate.config();
         (verdict, config.latency_ms, config.retry_after.clone())
     };
+    let asks_for_model = lock(&app.gate).asks_for_model();
+    let before = (!asks_for_model).then(|| decide(None));
     let (length, ask) = receive(body, &ticket).await?;
+    let (verdict, latency_ms, retry_after) = before.unwrap_or_else(|| decide(ask.model.as_deref()));
 
     let (behaviour, bad) = match Behaviour::read(&parts.headers) {
         Ok(behaviour) => (behaviour, None),

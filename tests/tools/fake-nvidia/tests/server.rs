@@ -246,7 +246,7 @@ fn the_configuration_is_shown_and_nonsense_refused() {
         fake.ask("GET", "/_fake/config", &[], b"").json(),
         json!({
             "limiter": "none", "rpm": 7, "burst": 4, "window_s": 60, "latency_ms": 0,
-            "retry_after": "3", "error_burst": null, "throttle_next": 0
+            "retry_after": "3", "error_burst": null, "throttle_next": 0, "models": {}, "stray_permille": 0
         })
     );
     for bad in [r#"{"rpm": 0}"#, r#"{"rmp": 1}"#, "rpm", r#"{"limiter": "x"}"#] {
