@@ -12,7 +12,7 @@
 //! | I11 | no grant after the deadline, and a refusal soon after it |
 //! | I13 | lost swaps end: in a bounded number of tries for one, and in a success for some worker |
 //! | I12, I20 | gauges equal a recount; outcomes, answers and retries add up |
-//! | I14 | a record that can't be read is replaced without a gift of tokens |
+//! | I14 | a record that can't be read is replaced without a gift of tokens; none is unreadable that nobody damaged |
 //! | I15 | a reload is taken up, and brings no tokens |
 //! | I17, I18 | I8 and I10 hold after a step back of the clock, and after a crash |
 //! | I16 | the rate controller acts on refusals and on nothing else, and keeps its bounds and its gate |
@@ -83,6 +83,9 @@ pub struct Limit {
     pub ever_slowed: Vec<bool>,
     /// Since when the gauges have said that the rate is the configured one.
     pub normal_since: Option<u64>,
+    /// What the gauges of the state and of the rate say.
+    pub is_normal: bool,
+    pub is_slower: bool,
     /// When the last refusal came that was no stale one.
     pub cut_at: u64,
     /// Since when one request at a time may be tried, and when the last one was.
@@ -159,7 +162,7 @@ pub struct Checks {
 impl Limit {
     /// A limit at the start.
     pub fn new(settings: Settings, models: usize) -> Self {
-        let mut limit = Self { configured: settings, normal_since: Some(0), ..Self::default() };
+        let mut limit = Self { configured: settings, normal_since: Some(0), is_normal: true, ..Self::default() };
         (limit.slowed, limit.coming) = (vec![false; models], vec![0; models]);
         limit.back_since = vec![0; models];
         limit.ever_slowed = vec![false; models];
@@ -477,12 +480,18 @@ impl State {
 
     /// While the gate is half open single requests are tried, a part of a window apart.
     fn check_trial(&mut self, l: usize, commit: Commit) {
+        let is_normal = self.limit_metric(l, "nimgate_retreat_state") == 0;
         let limit = &mut self.checks.limits[l];
         let Some((from, last)) = limit.half_open else { return };
         if commit.number <= from {
             return;
         }
         let apart = limit.settings.counting_window() / 8;
+        if is_normal || (last > 0 && commit.at + 1 >= last + apart) {
+            // It is known that it was no limit; or the one before has not been refused for so long: it is being answered.
+            limit.half_open = None;
+            return;
+        }
         limit.half_open = Some((from, commit.at));
         if last > 0 && commit.at + 1 < last + apart && !limit.ever(|settings| settings.shadow) {
             let what = format!("limit {l} tries two requests within {} us, half open", commit.at.saturating_sub(last));
@@ -546,7 +555,7 @@ impl State {
 
     /// No window of the configured length holds more requests than its quota when one is granted.
     fn check_window(&mut self, l: usize, at: u64, request: Option<usize>) {
-        let lenient = self.checks.lenient;
+        let lenient = self.checks.lenient || self.checks.limits[l].in_flux;
         let limit = &mut self.checks.limits[l];
         let (window, longest) = (limit.settings.window, limit.most(|settings| settings.window));
         limit.sent_at.push_back((at, request));
@@ -763,8 +772,15 @@ impl State {
         let floor = limit.versions.iter().map(|(_, settings)| settings.floor_rpm).min().unwrap_or(0) as i64;
         let exact = current && !lenient && !limit.in_flux && !limit.throttled;
         if name.ends_with("nimgate_effective_rpm") {
+            // It may be lower at full speed too, while the filter tries another rate.
+            limit.is_slower = value < base;
+            if current && limit.is_slower {
+                limit.normal_since = None;
+            }
             if value > most || value < floor || (exact && value != base) {
                 self.broken("I16", format!("the effective rate of limit {l} is {value}, of {base} configured"));
+            } else if current && value >= base && limit.is_normal {
+                limit.normal_since = limit.normal_since.or(Some(now));
             }
         } else if name.ends_with("nimgate_retreat_state") && current {
             if value == 0 && limit.normal_since.is_none() {
@@ -772,6 +788,7 @@ impl State {
                 limit.pause_until = 0;
             }
             limit.normal_since = if value == 0 { limit.normal_since.or(Some(now)) } else { None };
+            limit.is_normal = value == 0;
             if value != 0 && exact {
                 self.broken("I16", format!("limit {l} is slowed down, and nothing was refused"));
             }

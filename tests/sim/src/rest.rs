@@ -86,6 +86,10 @@ impl State {
         if self.checks.limits[l].asked > 0 && settled && (available != full || capacity != settings.capacity as i64) {
             self.broken("I12", format!("{available} of {capacity} tokens at rest, of {}", settings.capacity));
         }
+        let unreadable = self.limit_metric(l, "nimgate_ledger_corrupt_total");
+        if unreadable > 0 && !self.plan.faults.corrupt {
+            self.broken("I14", format!("{unreadable} records of limit {l} could not be read, and nobody damaged any"));
+        }
         let rate = self.limit_metric(l, "nimgate_effective_rpm");
         if settled && rate != settings.rate_rpm as i64 {
             self.broken("I16", format!("the effective rate at rest is {rate}, not {}", settings.rate_rpm));

@@ -246,7 +246,9 @@ impl World {
         let minute = 60 * SECOND;
         let is_long = asked * 4 > if settings.window == 0 { minute } else { settings.window };
         let keeps_alone = several && is_long && slowed > 0;
-        if first && sure && limit.versions.len() == 1 && (phase != 1 || !slower) && !keeps_alone {
+        // A single refusal of a limit that is not used in full says too little, unless it asks for a pause.
+        let asks = asked > 0 && pause.is_some();
+        if first && asks && sure && limit.versions.len() == 1 && (phase != 1 || !slower) && !keeps_alone {
             let what = format!("the first refusal of limit {l} leaves it in state {phase} at {rate} requests a minute");
             state.broken("I16", what);
         }
