@@ -3,7 +3,10 @@
 pub mod answer;
 pub mod attempts;
 pub mod books;
+mod chernoff;
 pub mod controller;
+pub mod history;
 pub mod rate;
 pub mod retry_after;
 pub mod scope;
+pub mod strays;

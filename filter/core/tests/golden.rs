@@ -3,7 +3,8 @@
 //! The files `v1-*` were written by the code of commit fc05618, which no change here may contradict. The files `v2-*`
 //! hold the same ledgers in the form of version 2; `NIMGATE_GOLDEN=write cargo test -p nimgate-core --test golden` writes
 //! them. Whoever changes that form so that an old file no longer reads, or is written otherwise, needs a new version, or
-//! a new tag and new files beside the old ones. So `v2-books` stands beside them, for the tag of the books of models.
+//! a new tag and new files beside the old ones. So `v2-books` stands beside them, for the tag of the books of models,
+//! and `v2-strays`, for that of strays.
 
 #![cfg(not(target_family = "wasm"))]
 
@@ -149,16 +150,29 @@ fn ledger_with_books() -> Ledger {
     ledger
 }
 
+/// A ledger whose account was refused now and then, so that it knows something of strays.
+fn ledger_with_strays() -> Ledger {
+    let mut ledger = ledger_with_books();
+    for number in 10..200u64 {
+        let now = Instant::from_micros(1_000_000_000 + 1_500_000 * number);
+        let signal = if number % 9 == 0 { Signal::Throttled } else { Signal::Served };
+        let model = (ModelKey::NONE, ModelName::NONE);
+        ledger.advance(now, &mut Vec::new());
+        ledger.answer(Answer { granted_at: now, signal, retry_after: None, model }, now, &mut Vec::new());
+    }
+    ledger
+}
+
 #[test]
-fn books_of_models_are_written_and_read_as_they_were() {
-    let ledger = ledger_with_books();
+fn strays_are_written_and_read_as_they_were() {
+    let ledger = ledger_with_strays();
     let bytes = tlv::encode(location(), Some(&ledger), &Kept::default());
     if std::env::var_os("NIMGATE_GOLDEN").is_some() {
-        std::fs::write(path(2, "books"), &bytes).unwrap();
+        std::fs::write(path(2, "strays"), &bytes).unwrap();
     }
-    assert!(sections(&bytes).iter().any(|section| section[0] == 16), "there are no books in it");
-    assert!(bytes == golden(2, "books"), "it is written otherwise");
-    let read = tlv::decode(&golden(2, "books")).unwrap();
+    assert!(sections(&bytes).iter().any(|section| section[0] == 17), "there are no strays in it");
+    assert!(bytes == golden(2, "strays"), "it is written otherwise");
+    let read = tlv::decode(&golden(2, "strays")).unwrap();
     assert!(
         read == Decoded { location: location(), ledger: Some(ledger), kept: Kept::default() },
         "it reads otherwise"
@@ -166,8 +180,23 @@ fn books_of_models_are_written_and_read_as_they_were() {
 }
 
 #[test]
+fn books_of_models_are_written_and_read_as_they_were() {
+    // The file is older than the tag of strays.
+    let bytes = golden(2, "books");
+    let has = |tag| sections(&bytes).iter().any(|section| section[0] == tag);
+    assert!(has(16) && !has(17), "it holds books and no strays");
+    let Decoded { location, ledger, kept } = tlv::decode(&bytes).unwrap();
+    assert!(kept == Kept::default(), "it is understood");
+    assert!(tlv::encode(location, ledger.as_ref(), &kept) == bytes, "it is written otherwise");
+    // The same answers make the same books today.
+    let today = sections(&tlv::encode(location, Some(&ledger_with_books()), &kept));
+    let books = sections(&bytes).into_iter().find(|section| section[0] == 16);
+    assert!(books.is_some_and(|books| today.contains(&books)), "the books are others");
+}
+
+#[test]
 fn damaged_records_are_refused_or_read_but_never_panic() {
-    for name in ["busy", "slowed", "books"] {
+    for name in ["busy", "slowed", "books", "strays"] {
         let bytes = golden(2, name);
         for at in 0..bytes.len() {
             assert!(tlv::decode(&bytes[..at]) == Err(Refusal::Damaged), "cut at {at}");

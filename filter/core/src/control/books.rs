@@ -7,6 +7,7 @@
 //! Counts fade with `exp(-t / 6 windows)`. The evidence is Chernoff's bound in nats: how unlikely it is that at least so
 //! many were refused where a known share would have been.
 
+use super::chernoff::chernoff;
 use crate::model::ModelKey;
 use crate::units::{Instant, Micros};
 
@@ -32,7 +33,7 @@ pub struct Books {
 /// What the books say of a refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finding {
-    /// The model has a limit of its own. `others_clean`: next to nothing is refused besides.
+    /// The model has a limit of its own. `others_clean`: less is refused besides, or next to nothing.
     Own { others_clean: bool },
     /// Perhaps it has, or another: nothing against the account.
     Uneven,
@@ -108,20 +109,31 @@ impl Books {
     }
 
     /// What to make of the refusal that was just counted for a model; `at_ceiling` says that the account was expected to
-    /// refuse about now.
-    pub fn finding(&self, key: ModelKey, at_ceiling: bool) -> Finding {
-        let own = self.own_evidence(key);
+    /// refuse about now, and `strays` which share of all requests is refused for no reason of rate.
+    pub fn finding(&self, key: ModelKey, at_ceiling: bool, strays: f64) -> Finding {
+        let own = self.own_evidence(key, strays);
         if own >= BELIEVED {
             let others = Counts::sum(self.books.iter().filter(|book| book.key != key).map(Book::counts));
-            return Finding::Own { others_clean: others.refused <= CLEAN || others.share() <= CLEAN_SHARE };
+            let most = self.book_of(key).map_or(0.0, |own| own.refused) > others.refused;
+            let few = others.refused <= CLEAN || others.share() <= CLEAN_SHARE + 1.5 * strays;
+            return Finding::Own { others_clean: few || most };
         }
         let suspected = if at_ceiling { SUSPECTED_AT_CEILING } else { SUSPECTED };
         if own >= suspected || self.uneven_evidence() >= UNEVEN { Finding::Uneven } else { Finding::Account }
     }
 
+    fn book_of(&self, key: ModelKey) -> Option<Counts> {
+        self.books.iter().find(|book| book.key == key).map(Book::counts)
+    }
+
+    /// How many of a model's requests were refused of late.
+    pub fn refused(&self, key: ModelKey) -> u32 {
+        self.book_of(key).map_or(0, |counts| counts.refused as u32)
+    }
+
     /// The evidence that a model has a limit of its own: its refusals against the share of those that fare clearly better.
-    fn own_evidence(&self, key: ModelKey) -> f64 {
-        let Some(own) = self.books.iter().find(|book| book.key == key).map(Book::counts) else { return 0.0 };
+    fn own_evidence(&self, key: ModelKey, strays: f64) -> f64 {
+        let Some(own) = self.book_of(key) else { return 0.0 };
         if own.refused < REFUSED_LEAST {
             return 0.0;
         }
@@ -130,7 +142,7 @@ impl Books {
         if better.all < ANSWERS_LEAST {
             return 0.0;
         }
-        chernoff(own.refused, own.all * (better.refused + 0.5) / (better.all + 1.0))
+        chernoff(own.refused, own.all * ((better.refused + 0.5) / (better.all + 1.0)).max(strays))
     }
 
     /// The evidence that not all models fare alike: those that fare well are refused less than the share of all.
@@ -146,16 +158,6 @@ impl Books {
         }
         let fewer = if better.refused > 0.0 { better.refused * (better.refused / expected).ln() } else { 0.0 };
         expected - better.refused + fewer
-    }
-}
-
-/// How unlikely it is that `refused` or more are refused where `expected` are on average, in nats (Chernoff's bound for
-/// Poisson's distribution).
-fn chernoff(refused: f64, expected: f64) -> f64 {
-    if refused <= expected {
-        0.0
-    } else {
-        refused * (refused / expected.max(f64::MIN_POSITIVE)).ln() - (refused - expected)
     }
 }
 

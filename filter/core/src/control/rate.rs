@@ -100,6 +100,14 @@ pub enum Reason {
     OthersRefusedToo,
     /// More models are slowed than are remembered, and this one's last refusal is the oldest.
     Forgotten,
+    /// As much is refused at a lower rate, so it is not the rate that is refused.
+    Strays,
+    /// Nothing was let in for long, and then all was.
+    OpenAgain,
+    /// Another rate is tried for a while, to see whether the upstream refuses less or more.
+    TestBegins,
+    /// That is over, and it is the rate that the upstream refuses, as far as is known.
+    TestEnds,
 }
 
 impl Reason {
@@ -116,6 +124,10 @@ impl Reason {
             Self::BaseReached => "the configured rate is reached again",
             Self::SwitchedOff => "the retreat was switched off in the configuration",
             Self::OthersRefusedToo => "the upstream refused other models too, so this one is not slowed alone",
+            Self::Strays => "the upstream refuses as much at a lower rate, so it is not the rate that it refuses",
+            Self::TestBegins => "another rate is tried for a while, to see whether the upstream refuses as much then",
+            Self::TestEnds => "the trial of another rate is over",
+            Self::OpenAgain => "the upstream let nothing in for a while, and now does again",
             Self::Forgotten => "more models are slowed than are remembered, and this one was refused longest ago",
         }
     }
@@ -225,6 +237,16 @@ impl Retreat {
         self.meter.refused_permille(now)
     }
 
+    /// Whether one request at a time is tried.
+    pub(crate) fn is_half_open(&self) -> bool {
+        self.half_open
+    }
+
+    /// Requests granted since the last cut that are not known to be refused.
+    pub(crate) fn let_in_since_cut(&self) -> u32 {
+        self.admitted
+    }
+
     /// Whether the rate is about the one at which refusals began.
     pub(crate) fn is_near_ceiling(&self) -> bool {
         self.phase != Phase::Normal && self.rate >= self.curve.ceiling.scaled(9, 10)
@@ -259,6 +281,38 @@ impl Retreat {
         Some(self.enter(Phase::Normal, Reason::ModelRefused))
     }
 
+    /// What was held against this scope was not its limit: it goes at `to` again, and faster from there. `paused_until` is
+    /// how long the upstream asked for a pause, which is kept.
+    pub(crate) fn pardon(
+        &mut self,
+        rules: RetreatRules,
+        now: Instant,
+        (to, paused_until): (MilliRpm, Instant),
+        reason: Reason,
+    ) -> Option<Transition> {
+        if self.phase == Phase::Normal {
+            return None;
+        }
+        self.closed_until = self.closed_until.min(paused_until);
+        self.half_open = false;
+        self.undo = false;
+        self.relapses = 0;
+        self.rate = self.rate.max(to).min(rules.base);
+        if self.rate == rules.base {
+            self.learned = MilliRpm::default();
+            return Some(self.enter(Phase::Normal, reason));
+        }
+        self.grown = Micros::ZERO;
+        self.due_at = now;
+        self.curve = Curve { from: self.rate, ceiling: self.rate, plateau: Micros::new(1), ..self.curve };
+        Some(self.enter(Phase::Recover, reason))
+    }
+
+    /// What there is to report when requests go at another rate for a while, and the state stays.
+    pub(crate) fn remains(&self, rate: MilliRpm, reason: Reason) -> Transition {
+        Transition { from: self.phase, to: self.phase, reason, rate, model: None }
+    }
+
     /// The estimate of the upstream's real limit: what it admitted when it last refused, and the closer to the
     /// configured rate the longer that is ago. `None` if it has never refused, or not for [`FORGET_WINDOWS`] windows.
     pub fn estimate(&self, rules: RetreatRules, now: Instant) -> Option<Estimate> {
@@ -280,6 +334,16 @@ impl Retreat {
 }
 
 const MINUTE: u64 = 60_000_000;
+
+/// So many requests in a window, as a rate.
+pub(crate) fn per_window(requests: f64, window: Micros) -> MilliRpm {
+    MilliRpm::new((requests.max(0.0) * 1e3 / window_of(window)) as u32)
+}
+
+/// A window in minutes.
+pub(crate) fn window_of(window: Micros) -> f64 {
+    window.get().max(1) as f64 / MINUTE as f64
+}
 
 /// Below full speed, as many tokens may be saved up as come in this part of a window.
 const BURST_PART: u64 = 64;

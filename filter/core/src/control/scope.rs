@@ -150,7 +150,7 @@ impl Models {
         now: Instant,
         key: ModelKey,
         answer: Feedback,
-        account: &Retreat,
+        (account, strays): (&Retreat, f64),
         changes: &mut Vec<Transition>,
     ) -> Cause {
         if key == ModelKey::NONE {
@@ -163,7 +163,7 @@ impl Models {
             return Cause::ModelAmongOthers;
         }
         books.count(rules.window, now, key, true);
-        let cause = match books.finding(key, account.expects_refusals()) {
+        let cause = match books.finding(key, account.expects_refusals(), strays) {
             Finding::Own { others_clean: true } => {
                 // The streak began when this model was first refused, or another was in between: so long it may be.
                 let blamed = rules.window.times(BLAMED_WINDOWS).get();

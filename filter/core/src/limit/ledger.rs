@@ -516,7 +516,7 @@ impl Ledger {
 
     fn flow(&self) -> Flow {
         let rules = self.rules();
-        Flow { rate: self.retreat().rate(), capacity: self.retreat().burst(rules.retreat, rules.capacity) }
+        Flow { rate: self.controller.rate(), capacity: self.retreat().burst(rules.retreat, rules.capacity) }
     }
 }
 
@@ -588,7 +588,7 @@ impl Ledger {
                 .nth_at(flow, flow.capacity.saturating_add(self.owed))
                 .max(self.guard.opens_at(window, now, most)),
             phase: self.retreat().phase(),
-            retreat_due_at: self.controller.due_at(),
+            retreat_due_at: self.controller.due_at(now),
             estimate: self.retreat().estimate(self.rules().retreat, now),
             models_slowed: u32::try_from(self.models().slowed().len()).unwrap_or(u32::MAX),
             throttled_permille: self.retreat().throttled_permille(now),

@@ -198,6 +198,8 @@ fn an_answer_is_told_with_its_retries_and_what_it_does_to_the_rate() {
     assert_eq!(scheduler.charge(limit, 0, &mut store), Output::default());
     assert_eq!(rate_changes(&output.events), []);
     store.now = at(1);
+    let first = scheduler.answer(limit, answer(at(0), Signal::Throttled), 0, &mut store);
+    assert_eq!(rate_changes(&first.events), [], "a single refusal says too little");
     let output = scheduler.answer(limit, answer(at(0), Signal::Throttled), 0, &mut store);
     assert!(output.snapshot.is_some_and(|(snapshot, _)| snapshot.rate < MilliRpm::from_rpm(60)));
     assert_eq!(rate_changes(&output.events).len(), 1);
@@ -216,6 +218,7 @@ fn a_new_rate_wakes_who_is_next_and_is_told_once() {
     store.now = at(1);
     assert_eq!(b.answer(limit, answer(at(0), Signal::Served), 0, &mut store).actions, []);
     store.now = at(2);
+    assert_eq!(b.answer(limit, answer(at(0), Signal::Throttled), 0, &mut store).actions, []);
     let output = b.answer(limit, answer(at(0), Signal::Throttled), 0, &mut store);
     assert_eq!((&output.actions[..], rate_changes(&output.events).len()), (&[Action::Wake(A)][..], 1));
     let due = output.snapshot.and_then(|(snapshot, _)| snapshot.retreat_due_at).expect("it does not stay so for ever");

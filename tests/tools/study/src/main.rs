@@ -1,4 +1,5 @@
-//! Runs the study and writes its figures as JSON: `nimgate-study [--seeds N] [--only SCENARIO] [--out FILE]`.
+//! Runs the study and writes its figures as JSON: `nimgate-study [--seeds N] [--only SCENARIO]
+//! [--controller NAME] [--out FILE]`.
 
 use nimgate_study::controllers::Which;
 use nimgate_study::report::{Line, Trade};
@@ -17,16 +18,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut seeds = 20u64;
     let mut out = None;
     let mut only: Option<String> = None;
+    let mut controllers = Which::ALL.to_vec();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
             "--seeds" => seeds = value()?.parse()?,
             "--only" => only = Some(value()?),
+            "--controller" => {
+                let name = value()?;
+                controllers.retain(|which| which.name() == name);
+            }
             "--out" => out = Some(value()?),
             _ => {
                 return Err(format!(
-                    "{argument} is not an option; there are --seeds N, --only SCENARIO and --out FILE"
+                    "{argument} is not an option; there are --seeds N, --only SCENARIO, --controller NAME and --out FILE"
                 )
                 .into());
             }
@@ -40,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         for demand in demands.iter().copied() {
-            for line in study(&scenario, demand, &Which::ALL, seeds) {
+            for line in study(&scenario, demand, &controllers, seeds) {
                 let figures = &line.figures;
                 println!(
                     "{:20} {:10} {:13} goodput {:6.2} % (worst {:6.2}), 429 {:6.2} %, 503 {:5.2} %, longest idle {:5.1} s",

@@ -30,26 +30,27 @@ fn a_share_far_above_the_others_is_a_limit_of_its_own() {
     for (of_own, others, expected) in [
         ((1, 4), [(10, 0); 3].as_slice(), Finding::Own { others_clean: true }),
         ((1, 4), &[(1, 4), (10, 0), (10, 0), (10, 0)], Finding::Own { others_clean: false }),
+        ((1, 5), &[(1, 4), (10, 0), (10, 0), (10, 0)], Finding::Own { others_clean: true }),
         ((10, 2), &[(10, 2), (9, 3), (11, 1)], Finding::Account),
         ((19, 1), &[(19, 1), (18, 2), (20, 0)], Finding::Account),
         ((0, 1), &[(10, 0); 3], Finding::Account),
         ((1, 2), &[(5, 0); 3], Finding::Uneven),
     ] {
-        assert_eq!(books(of_own, others).finding(own, false), expected, "{of_own:?} among {others:?}");
+        assert_eq!(books(of_own, others).finding(own, false, 0.0), expected, "{of_own:?} among {others:?}");
     }
 }
 
 #[test]
 fn at_a_known_ceiling_it_takes_more_to_suspect_a_model() {
     let books = books((3, 2), &[(5, 0); 3]);
-    assert_eq!(books.finding(ModelKey(1), false), Finding::Uneven);
-    assert_eq!(books.finding(ModelKey(1), true), Finding::Account);
+    assert_eq!(books.finding(ModelKey(1), false, 0.0), Finding::Uneven);
+    assert_eq!(books.finding(ModelKey(1), true, 0.0), Finding::Account);
 }
 
 #[test]
 fn one_model_alone_proves_nothing() {
-    assert_eq!(books((1, 50), &[]).finding(ModelKey(1), false), Finding::Account);
-    assert_eq!(books((1, 50), &[(1, 50)]).finding(ModelKey(1), false), Finding::Account);
+    assert_eq!(books((1, 50), &[]).finding(ModelKey(1), false, 0.0), Finding::Account);
+    assert_eq!(books((1, 50), &[(1, 50)]).finding(ModelKey(1), false, 0.0), Finding::Account);
 }
 
 #[test]

@@ -2,11 +2,12 @@
 
 use super::curve::Curve;
 use super::{FORGET_WINDOWS, Feedback, MINUTE, Phase, Reason, Retreat, RetreatRules, Transition};
+use crate::control::strays::Evidence;
 use crate::units::{Instant, Micros, MilliRpm};
 
 impl RetreatRules {
     /// For how long to grant nothing if the upstream asks for that; zero if it doesn't.
-    fn pause(self, asked: Option<Micros>) -> Micros {
+    pub(crate) fn pause(self, asked: Option<Micros>) -> Micros {
         asked.map_or(Micros::ZERO, |pause| pause.min(self.retry_after_max))
     }
 
@@ -45,7 +46,7 @@ impl Retreat {
         };
         let pause = rules.pause(answer.retry_after);
         retreat.half_open = half_open || pause > Micros::ZERO;
-        retreat.closed_until = now.after(if half_open { pause.max(part(rules.window, PAUSE_PART)) } else { pause });
+        retreat.closed_until = now.after(if half_open { pause.max(short(rules.window, PAUSE_PART)) } else { pause });
         retreat.cut_at = now;
         retreat.measured_from = now;
         retreat.due_at = retreat.closed_until.after(part(rules.window, HOLD_PART));
@@ -125,13 +126,21 @@ impl Retreat {
         self.meter.granted();
         self.admitted = self.admitted.saturating_add(1);
         if self.half_open {
-            self.closed_until = self.closed_until.max(now.after(part(rules.window, TRIAL_PART)));
+            self.closed_until = self.closed_until.max(now.after(short(rules.window, TRIAL_PART)));
         }
     }
 
     /// Counts an answer that says nothing of this scope's rate.
     pub fn note(&mut self, answer: Feedback) {
         self.meter.answered(answer.granted_at, answer.throttled);
+    }
+
+    /// Counts a refusal that means nothing.
+    pub(crate) fn ignore(&mut self, answer: Feedback) {
+        self.note(answer);
+        if answer.granted_at >= self.cut_at {
+            self.admitted = self.admitted.saturating_sub(1);
+        }
     }
 
     /// Grants nothing for as long as the upstream asks for, up to `retry_after_max`.
@@ -143,6 +152,19 @@ impl Retreat {
 
     /// Takes in one answer of the upstream. Call [`Retreat::advance`] first.
     pub fn step(&mut self, rules: RetreatRules, now: Instant, answer: Feedback) -> Option<Transition> {
+        // Without more evidence whatever is refused right after a cut says that next to nothing is let in.
+        let evidence = Evidence { is_shut: self.phase == Phase::Retreat, ..Evidence::default() };
+        self.step_with(rules, now, answer, evidence)
+    }
+
+    /// The same, where more is known of what a refusal means.
+    pub(crate) fn step_with(
+        &mut self,
+        rules: RetreatRules,
+        now: Instant,
+        answer: Feedback,
+        evidence: Evidence,
+    ) -> Option<Transition> {
         self.note(answer);
         if !rules.enabled {
             return None;
@@ -168,10 +190,10 @@ impl Retreat {
         if self.phase == Phase::Normal {
             self.left_normal_at = now;
         }
-        if self.phase == Phase::Retreat {
-            self.relapse(rules, now, pause);
+        if evidence.is_shut {
+            self.relapse(rules, now, pause, evidence);
         } else {
-            self.cut(rules, now, pause);
+            self.cut(rules, now, pause, evidence);
         }
         self.half_open |= answer.retry_after.is_some();
         self.cut_at = now;
@@ -184,43 +206,53 @@ impl Retreat {
     }
 
     /// The first refusal after a time without any: the upstream's limit is somewhere near.
-    fn cut(&mut self, rules: RetreatRules, now: Instant, pause: Micros) {
-        let in_window = self.meter.admitted_rate(now);
+    fn cut(&mut self, rules: RetreatRules, now: Instant, pause: Micros, evidence: Evidence) {
+        let Evidence { least, let_in, best, .. } = evidence;
+        let probe_windows = if evidence.has_fallen { PROBE_WINDOWS_AFTER_FALL } else { u32::MAX };
+        let rules = RetreatRules { probe_windows: rules.probe_windows.min(probe_windows), ..rules };
+        let in_window = let_in.unwrap_or_else(|| self.meter.admitted_rate(now));
         let span = now.since(self.measured_from);
         // The next one would have been one too many, so on average half a request more was allowed.
         let halves = self.admitted.saturating_mul(2).saturating_add(1);
         let since_cut = per_minute(halves, span.times(2)).min(self.rate);
         let near = self.phase == Phase::Recover && self.is_near_ceiling();
-        let (mut after, mut ceiling) = if near && span >= rules.window && since_cut >= self.rate.scaled(9, 10) {
-            // From one refusal to the next a bucket gives exactly its rate, and a window of requests hardly less.
-            self.confirm(rules, since_cut);
-            let middle = since_cut.plus(self.rate).scaled(1, 2);
-            let (least, most) = (since_cut.scaled(1_010, THOUSAND), since_cut.scaled(1_030, THOUSAND));
-            self.learn(since_cut, now);
-            (since_cut.scaled(995, THOUSAND), middle.clamp(least, most))
-        } else if self.meter.is_full() {
-            // A whole window's requests while some are refused: about the limit, but no more than a part at once.
-            self.confirmed /= 2;
-            self.learn(in_window, now);
-            let after = in_window.scaled(BELOW, THOUSAND);
-            let after = after.clamp(self.rate.scaled(CUT, THOUSAND), self.rate.scaled(BELOW, THOUSAND));
-            (after, if near { self.rate.plus(after).scaled(1, 2) } else { self.rate })
-        } else {
-            // Too little was sent to tell. What was known before helps, if it is of use.
-            self.confirmed /= 2;
-            let before = self.estimate(rules, now).map(|estimate| estimate.rate.scaled(BELOW, THOUSAND));
-            let usable = before.filter(|rate| (self.rate.scaled(CUT / 2, THOUSAND)..self.rate).contains(rate));
-            match usable {
-                Some(rate) => (rate, rate.scaled(1_050, THOUSAND)),
-                None => (self.rate.scaled(CUT, THOUSAND), self.rate),
-            }
-        };
+        let (mut after, mut ceiling) =
+            if let_in.is_none() && near && span >= rules.window && since_cut >= self.rate.scaled(9, 10) {
+                // From one refusal to the next a bucket gives exactly its rate, and a window of requests hardly less.
+                self.confirm(rules, since_cut);
+                let middle = since_cut.plus(self.rate).scaled(1, 2);
+                let (least, most) = (since_cut.scaled(1_010, THOUSAND), since_cut.scaled(1_030, THOUSAND));
+                self.learn(since_cut, now);
+                (since_cut.scaled(995, THOUSAND), middle.clamp(least, most))
+            } else if let_in.is_some() || self.meter.is_full() {
+                // A whole window's requests while some are refused: about the limit, but no more than a part at once.
+                self.confirmed /= 2;
+                self.learn(in_window, now);
+                let after = in_window.scaled(BELOW, THOUSAND);
+                let after = after.clamp(self.rate.scaled(CUT, THOUSAND), self.rate.scaled(BELOW, THOUSAND));
+                (after, if near { self.rate.plus(after).scaled(1, 2) } else { self.rate })
+            } else {
+                // Too little was sent to tell. What was known before helps, if it is of use.
+                self.confirmed /= 2;
+                let before = self.estimate(rules, now).map(|estimate| estimate.rate.scaled(BELOW, THOUSAND));
+                let usable = before.filter(|rate| (self.rate.scaled(CUT / 2, THOUSAND)..self.rate).contains(rate));
+                match usable {
+                    Some(rate) => (rate, rate.scaled(1_050, THOUSAND)),
+                    None => (self.rate.scaled(CUT, THOUSAND), self.rate),
+                }
+            };
         if near && pause >= part(rules.window, 2) {
             // A refusal that closes the gate for long is dear: stay well away from the ceiling.
             after = after.min(self.rate.scaled(850, THOUSAND));
             ceiling = after;
         }
+        after = after.max(least).min(self.rate);
+        if self.rate < best.scaled(95, 100) {
+            // More than that was let in a little before: this is not where the ceiling is.
+            ceiling = ceiling.max(best);
+        }
         self.undo = self.phase == Phase::Normal
+            && let_in.is_none()
             && pause == Micros::ZERO
             && self.meter.is_full()
             && in_window >= self.rate.scaled(9, 10)
@@ -229,8 +261,8 @@ impl Retreat {
         self.curve = Curve {
             from: after,
             ceiling,
-            plateau: self.plateau(rules).plus(pause.times(PAUSES_APART)),
-            doubling: part(rules.window, DOUBLING_PART),
+            plateau: self.plateau(rules).plus(pause.times(PAUSES_APART)).plus(evidence.late),
+            doubling: part(rules.window, DOUBLING_PART).plus(evidence.late),
         };
         self.rate = after;
     }
@@ -264,18 +296,18 @@ impl Retreat {
     }
 
     /// Refused again right after a cut: from now on one request at a time, until one is served.
-    fn relapse(&mut self, rules: RetreatRules, now: Instant, asked: Micros) {
+    fn relapse(&mut self, rules: RetreatRules, now: Instant, asked: Micros, evidence: Evidence) {
         let in_window = self.meter.admitted_rate(now);
         let doublings = (self.relapses / 2).min(PAUSE_DOUBLINGS_MAX);
         self.relapses = self.relapses.saturating_add(1);
         self.confirmed = 0;
         self.undo = false;
         self.half_open = true;
-        self.closed_until = self.closed_until.max(now.after(part(rules.window, PAUSE_PART).times(1 << doublings)));
+        self.closed_until = self.closed_until.max(now.after(short(rules.window, PAUSE_PART).times(1 << doublings)));
         // What is refused although next to nothing was sent is no rate.
-        if in_window >= self.rate.scaled(1, 4) {
+        if in_window >= self.rate.scaled(1, 4) && evidence.least < self.rate {
             self.curve.ceiling = self.curve.ceiling.min(self.rate.max(in_window));
-            self.rate = self.rate.min(in_window.max(self.rate.scaled(1, 2)));
+            self.rate = self.rate.min(in_window.max(self.rate.scaled(1, 2)).max(evidence.least));
         }
         self.curve.from = self.rate;
         self.curve.plateau = quarters(rules, PLATEAU_QUARTERS).plus(asked.times(PAUSES_APART));
@@ -283,7 +315,7 @@ impl Retreat {
 
     /// A request was served again. What the upstream had admitted in the window when it refused is too much, and what
     /// it has admitted now is not: the limit is between.
-    fn reopen(&mut self, rules: RetreatRules, now: Instant) {
+    pub(crate) fn reopen(&mut self, rules: RetreatRules, now: Instant) {
         self.half_open = false;
         self.closed_until = self.closed_until.min(now);
         self.measured_from = now;
@@ -299,6 +331,12 @@ impl Retreat {
 
 fn part(of: Micros, parts: u64) -> Micros {
     Micros::new(of.get().checked_div(parts).unwrap_or(0).max(1))
+}
+
+/// A part of a window, and of a minute at most: in a window of an hour an eighth would be a long silence for a few refusals,
+/// and single requests cost as little there.
+fn short(window: Micros, parts: u64) -> Micros {
+    part(window.min(Micros::new(MINUTE)), parts)
 }
 
 fn quarters(rules: RetreatRules, n: u64) -> Micros {
@@ -340,10 +378,13 @@ enum Use {
 /// After a cut the rate is held for this part of a window.
 const HOLD_PART: u64 = 4;
 
-/// Half open, the next request follows after this part of a window if the one before has not been answered.
+/// Probes are no further apart than this while the limit has just fallen, since it may rise as suddenly.
+const PROBE_WINDOWS_AFTER_FALL: u32 = 2;
+
+/// Half open, the next request follows after this part of a window, or of a minute, if the one before has not been answered.
 const TRIAL_PART: u64 = 8;
 
-/// The first pause after a relapse is this part of a window; each two relapses double it, up to a whole window.
+/// The first pause after a relapse is this part of a window, or of a minute; each two relapses double it, up to a whole one.
 const PAUSE_PART: u64 = 8;
 const PAUSE_DOUBLINGS_MAX: u32 = 3;
 

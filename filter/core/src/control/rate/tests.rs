@@ -330,3 +330,22 @@ fn states_and_events() {
     let expected = include_str!("table.txt");
     assert!(table == expected, "the table has changed; if that is meant, put this into retreat/table.txt:\n{table}");
 }
+
+#[test]
+fn a_window_of_an_hour_brings_no_long_silence() {
+    let rules = RetreatRules { window: Micros::from_secs(3_600), ..RULES };
+    let mut retreat = Retreat::new(rules);
+    retreat.advance(rules, at(0));
+    for (granted, now) in [(0, 1_000), (1_000, 2_000), (2_000, 3_000), (3_000, 4_000)] {
+        retreat.advance(rules, at(now));
+        retreat.step(rules, at(now), answer(granted, true));
+        let closed = retreat.closed_until().since(at(now));
+        assert!(closed <= Micros::from_secs(15), "closed for {} ms", closed.as_millis());
+    }
+    retreat.advance(rules, at(20_000));
+    retreat.granted(rules, at(20_000));
+    assert!(
+        retreat.closed_until().since(at(20_000)) <= Micros::from_secs(8),
+        "single requests as often as in a minute"
+    );
+}

@@ -26,7 +26,7 @@ fn run(controller: &mut RateController, minutes: u64, mut signal: impl FnMut(usi
     let mut turn = 0;
     for now in (0..minutes * 60_000).step_by(100) {
         controller.advance(RULES, at(now), &mut Vec::new());
-        credit = (credit + 100 * u64::from(controller.account.rate().get())).min(60_000_000);
+        credit = (credit + 100 * u64::from(controller.rate().get())).min(60_000_000);
         let next =
             (turn..turn + 4).map(|which| which % 4).find(|which| controller.models.open_at(model(*which).0) <= at(now));
         let Some(which) = next.filter(|_| credit == 60_000_000 && at(now) >= controller.account.closed_until()) else {
@@ -211,7 +211,8 @@ fn without_a_model_it_is_the_account() {
     let mut controller = RateController::new(RULES);
     controller.advance(RULES, at(0), &mut Vec::new());
     let unknown = (ModelKey::NONE, ModelName::NONE);
-    for signal in [Signal::WorkersFull, Signal::Throttled] {
+    // A single refusal, with nothing served before, says too little.
+    for signal in [Signal::WorkersFull, Signal::Throttled, Signal::Throttled] {
         controller.answer(
             RULES,
             at(0),

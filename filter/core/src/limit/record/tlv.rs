@@ -23,6 +23,7 @@ use super::super::in_use::InUse;
 use super::super::ledger::Ledger;
 use crate::control::controller::RateController;
 use crate::control::scope::{Models, SLOWED_MAX};
+use crate::control::strays::Strays;
 use crate::model::ModelKey;
 use crate::order::peers::{Line, Peers, WORKERS_MAX};
 use crate::units::{Instant, WorkerId};
@@ -32,6 +33,7 @@ mod bytes;
 mod control;
 mod order;
 mod rules;
+mod strays;
 mod supply;
 
 /// What stands in the record's third byte, and in its key.
@@ -71,6 +73,7 @@ mod tag {
     pub const SLOTS: u8 = 14;
     pub const SHOWN: u8 = 15;
     pub const BOOKS: u8 = 16;
+    pub const STRAYS: u8 = 17;
     /// Where the ledger lives. Whoever can't read it must not grant.
     pub const HOME: u8 = super::CRITICAL;
 }
@@ -233,7 +236,7 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
     let mut kept = Kept::default();
     let (mut rules, mut configured, mut in_use, mut bucket, mut window) = (None, None, None, None, None);
     let (mut owed, mut account, mut served, mut due) = (None, None, None, None);
-    let (mut recent, mut freed_at, mut shown) = (None, None, None);
+    let (mut recent, mut freed_at, mut shown, mut strays) = (None, None, None, None);
     let mut models = Models::default();
     let mut lines: Vec<Line> = Vec::new();
     let mut seen_once = false;
@@ -290,6 +293,10 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
                 body.end()?;
             }
             tag::BOOKS => once(&mut models.books, body.books()?)?,
+            tag::STRAYS => {
+                once(&mut strays, body.strays()?)?;
+                body.end()?;
+            }
             tag::SHOWN => once(&mut shown, body.shown()?)?,
             CRITICAL.. => return None,
             _ => {
@@ -316,7 +323,7 @@ fn read(bytes: &[u8]) -> Option<Decoded> {
         guard: window?,
         owed: owed.unwrap_or(0),
         recent: recent.unwrap_or_default(),
-        controller: RateController { account: account?, models },
+        controller: RateController { account: account?, models, strays: Some(strays.unwrap_or_default()) },
         due,
         freed_at: freed_at.unwrap_or_default(),
         served: served.unwrap_or_default(),
@@ -351,6 +358,9 @@ impl Writer {
             && !books.books.is_empty()
         {
             self.section(tag::BOOKS, |out| out.books(books));
+        }
+        if let Some(strays) = ledger.controller.strays.as_ref().filter(|strays| **strays != Strays::default()) {
+            self.section(tag::STRAYS, |out| out.strays(strays));
         }
         for slowed in &ledger.controller.models.slowed {
             self.section(tag::SLOWED, |out| {

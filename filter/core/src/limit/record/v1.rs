@@ -164,7 +164,7 @@ impl From<Record> for Ledger {
             guard: WindowGuard::from_parts(window, newest, record.counts).as_in_version_1(),
             owed: record.owed,
             recent: RecentGrants::default(),
-            controller: RateController { account: record.account, models: record.models },
+            controller: RateController { account: record.account, models: record.models, strays: None },
             due: record.due,
             freed_at: Instant::ZERO,
             served: record.served,

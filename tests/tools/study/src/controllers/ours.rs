@@ -28,7 +28,7 @@ impl Controller for Ours {
 
     fn flow(&self) -> Flow {
         let account = &self.controller.account;
-        Flow { rate: account.rate(), capacity: account.burst(self.rules, capacity(self.rules.base)) }
+        Flow { rate: self.controller.rate(), capacity: account.burst(self.rules, capacity(self.rules.base)) }
     }
 
     fn closed_until(&self) -> Instant {

@@ -175,7 +175,11 @@ impl<'a> Reader<'a> {
         Some(())
     }
 
-    pub(super) fn sparse<T, const N: usize>(&mut self, places: &mut [T], set: impl Fn(&mut T, [u32; N])) -> Option<()> {
+    pub(super) fn sparse<T, const N: usize>(
+        &mut self,
+        places: &mut [T],
+        mut set: impl FnMut(&mut T, [u32; N]),
+    ) -> Option<()> {
         let count = self.number()?;
         let mut places = places.iter_mut();
         if count > places.len() as u64 {
