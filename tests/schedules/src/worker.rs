@@ -296,10 +296,10 @@ impl Worker {
         self.id
     }
 
-    /// Carries out what came of a turn of the limits `told`, or of something else that tells the others nothing of who
+    /// Carries out what came of a turn of the limits `published`, or of something else that tells the others nothing of who
     /// waits here.
-    fn carry_out(&mut self, output: Output, told: &[usize]) -> Vec<WorkerId> {
-        for limit in told {
+    fn carry_out(&mut self, output: Output, published: &[usize]) -> Vec<WorkerId> {
+        for limit in published {
             if let Some(under) = self.limits.get_mut(*limit) {
                 under.is_told = true;
             }
