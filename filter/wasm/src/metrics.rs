@@ -14,7 +14,7 @@ use nimgate_classify::{Occurrence, Unclassifiable};
 use nimgate_console::history::{self, Entry};
 use nimgate_console::overrides::Settings;
 use nimgate_console::view::{ANSWERS, Counters};
-use nimgate_core::control::rate::{Phase, Transition};
+use nimgate_core::control::rate::{Phase, Reason, Transition};
 use nimgate_core::event::{Event, Happened, Shown};
 use nimgate_core::limit::form::Form;
 use nimgate_core::limit::rules::Rules;
@@ -450,6 +450,9 @@ impl Metrics {
             "reason": transition.reason.words(),
             "effective_rpm": transition.rate.to_string(),
             "message": match transition.to {
+                _ if transition.reason == Reason::TestBegins => "nimgate lets fewer requests through for some windows, to see \
+                                   whether the upstream then refuses less",
+                _ if transition.reason == Reason::TestEnds => "nimgate goes on at the rate from before the trial",
                 Phase::Retreat => "nimgate lets fewer requests through, since the upstream refuses some; if this comes \
                                    again and again, lower rate_rpm of the limit or find who else uses the key",
                 Phase::Recover => "nimgate raises the rate again step by step",

@@ -28,6 +28,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "--controller" => {
                 let name = value()?;
                 controllers.retain(|which| which.name() == name);
+                if controllers.is_empty() {
+                    let names = Which::ALL.map(Which::name).join(", ");
+                    return Err(format!("--controller {name}: there are {names}").into());
+                }
             }
             "--out" => out = Some(value()?),
             _ => {
