@@ -48,6 +48,10 @@ pub struct RequestHead<'a> {
     /// Whether the client sent headers that only nimgate may set. They are removed, and a route may have matched them, so
     /// that `cluster` says nothing.
     pub may_have_chosen_route: bool,
+    /// `content-length`, as it is written.
+    pub content_length: Option<&'a [u8]>,
+    /// Whether the client waits for a word before it sends the body (`expect`), and Envoy did not give it.
+    pub expects_word: bool,
     /// Whether no body follows.
     pub ends_here: bool,
 }
@@ -180,7 +184,8 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         .collect();
     let otherwise = claimed.unwrap_or(Decision::Pass);
     let kind = media::kind(head.content_type);
-    if head.ends_here || eligible.is_empty() || kind == Kind::NeverJson || is_tunnel(head) {
+    let bound = bound_of_body(head);
+    if head.ends_here || eligible.is_empty() || kind == Kind::NeverJson || bound == Bound::NoBody {
         return AtHead::Decided(Classified::certain(otherwise));
     }
     let coding = head.content_encoding.filter(|value| media::codings(value).next().is_some());
@@ -189,9 +194,13 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         scanner: Scanner::new(),
         claims_json: matches!(kind, Kind::Json | Kind::GrpcJson),
         is_grpc: kind == Kind::GrpcJson,
-        to_skip: if kind == Kind::GrpcJson { GRPC_PREFIX_BYTES } else { 0 },
+        grpc_prefix: Vec::new(),
         is_hidden: coding.is_some() && decoder.is_none(),
         decoder,
+        left: match bound {
+            Bound::Bytes(length) => Some(length),
+            Bound::NoBody | Bound::EndOfStream | Bound::Unknown => None,
+        },
         eligible,
         claimed,
         matched: None,
@@ -200,6 +209,10 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
         occurrence: Occurrence::Single,
         spoilt: false,
     };
+    if bound == Bound::Unknown {
+        // It may have no end that could be waited for, and its beginning proves nothing.
+        return AtHead::Decided(reader.give_up(config));
+    }
     // A body that can't be decoded tells nothing, so unless its request is to be metered there is no use in waiting for its
     // end; one that is metered waits, so that a slow body holds no place in the queue.
     if reader.is_hidden && config.on_unclassifiable != OnUnclassifiable::Meter && claimed.is_none() {
@@ -213,12 +226,14 @@ pub fn at_head(config: &Config, head: &RequestHead<'_>) -> AtHead {
 pub struct BodyReader {
     scanner: Scanner,
     claims_json: bool,
-    /// Bytes before the document that still come.
-    to_skip: usize,
     is_grpc: bool,
+    /// As much of the first message's prefix as has come.
+    grpc_prefix: Vec<u8>,
     /// Whether the body is compressed in a way that is not decoded here.
     is_hidden: bool,
     decoder: Option<Box<Decoder>>,
+    /// How many bytes of the body still come, where its stream goes on after it.
+    left: Option<u64>,
     eligible: Vec<usize>,
     /// What the headers say of it.
     claimed: Option<Decision>,
@@ -234,6 +249,14 @@ impl BodyReader {
     /// Takes in the next piece. Answers `true` as soon as it is certain that the request passes whatever follows, so
     /// that a body which is no JSON need not be held.
     pub fn feed(&mut self, config: &Config, piece: &[u8]) -> bool {
+        let piece = match &mut self.left {
+            Some(left) => {
+                let ours = usize::try_from(*left).unwrap_or(usize::MAX).min(piece.len());
+                *left = left.saturating_sub(u64::try_from(ours).unwrap_or(u64::MAX));
+                piece.get(..ours).unwrap_or_default()
+            }
+            None => piece,
+        };
         if self.is_hidden {
             return false;
         }
@@ -253,11 +276,37 @@ impl BodyReader {
         self.claimed.is_none() && is_others
     }
 
+    /// Whether all is read that the decision needs, though the stream goes on: the body of a request that then becomes a
+    /// conversation, or the first message of one.
+    pub fn is_complete(&self) -> bool {
+        self.left == Some(0) || (self.is_grpc && !self.is_hidden && self.decoder.is_none() && self.scanner.has_ended())
+    }
+
+    /// Takes the prefix of the first gRPC message from what has come of it, and returns the rest. A message that is
+    /// compressed by itself is not decoded; its length tells where it ends.
+    fn after_grpc_prefix<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let missing = GRPC_PREFIX_BYTES.saturating_sub(self.grpc_prefix.len());
+        if !self.is_grpc || missing == 0 {
+            return piece;
+        }
+        let (prefix, rest) = piece.split_at_checked(missing).unwrap_or((piece, &[]));
+        self.grpc_prefix.extend_from_slice(prefix);
+        if let &[flags, a, b, c, d] = self.grpc_prefix.as_slice()
+            && flags != 0
+        {
+            let length = u64::from(u32::from_be_bytes([a, b, c, d]));
+            self.is_hidden = true;
+            self.left = Some(length.saturating_sub(u64::try_from(rest.len()).unwrap_or(u64::MAX)));
+        }
+        rest
+    }
+
     /// Reads bytes of the document itself.
     fn read(&mut self, config: &Config, piece: &[u8]) {
-        let skipped = self.to_skip.min(piece.len());
-        self.to_skip = self.to_skip.saturating_sub(skipped);
-        let document = piece.get(skipped..).unwrap_or_default();
+        let document = self.after_grpc_prefix(piece);
+        if self.is_hidden {
+            return;
+        }
         let Self { scanner, eligible, matched, matched_model, first, occurrence, .. } = self;
         scanner.feed(document, &mut |model| {
             let by_model = eligible.iter().copied().find(|at| {
@@ -372,10 +421,45 @@ fn split_port(authority: &[u8]) -> (&[u8], &[u8]) {
     if is_port && !is_bare_ipv6 { (host, port) } else { (authority, b"") }
 }
 
-/// A tunnel has no body but a conversation, whose end can't be waited for. Upgrades begin with GET; one with another
-/// method may be an ordinary request with an odd header.
-fn is_tunnel(head: &RequestHead<'_>) -> bool {
-    head.method == b"CONNECT" || (head.upgrades && head.method == b"GET")
+/// Where a request's body ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    /// It has none: what follows its head is a conversation.
+    NoBody,
+    /// With its stream.
+    EndOfStream,
+    /// After so many bytes, while the stream goes on as a conversation.
+    Bytes(u64),
+    /// Where, can't be said.
+    Unknown,
+}
+
+/// What bounds the body of a request. The stream of one that upgrades its connection goes on without an end, and what an
+/// upstream that doesn't care for the upgrade takes for the body is the rest of an HTTP/1.1 request: as many bytes as
+/// `content-length` says, none where nothing is said (Envoy then writes `content-length: 0`), or chunks, whose
+/// `transfer-encoding` Envoy has removed. A GET with chunks is the conversation of an HTTP/2 client (RFC 8441), which Envoy
+/// turns into one.
+fn bound_of_body(head: &RequestHead<'_>) -> Bound {
+    if head.method == b"CONNECT" {
+        return Bound::NoBody;
+    }
+    if !head.upgrades {
+        return Bound::EndOfStream;
+    }
+    let length = head.content_length.map(|written| core::str::from_utf8(written).ok()?.trim().parse::<u64>().ok());
+    match length {
+        Some(Some(0)) => Bound::NoBody,
+        Some(Some(length)) => Bound::Bytes(length),
+        None if head.method == b"GET" => Bound::NoBody,
+        None | Some(None) => Bound::Unknown,
+    }
+}
+
+/// Whether a body of this request must begin before it can be of use to an upstream. Not so for conversations, in which the
+/// upstream may speak first.
+pub fn body_comes_first(head: &RequestHead<'_>) -> bool {
+    let is_grpc = head.content_type.is_some_and(|value| value.trim_ascii_start().starts_with(b"application/grpc"));
+    !head.ends_here && !head.expects_word && !is_grpc && bound_of_body(head) == Bound::EndOfStream
 }
 
 /// Before each message of gRPC stand a flag and its length.

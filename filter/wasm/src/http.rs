@@ -1,10 +1,11 @@
 //! A stream's callbacks.
 
 use super::host::{self, Buffer, Map};
+use super::kept_body::Piece;
 use super::logging::host_refused;
 use super::stream::{BodyView, Granted, Stream, StreamState, refuse_unserved};
 use super::{headers, worker};
-use nimgate_classify::{AtHead, Classified, Decision, RequestHead};
+use nimgate_classify::{AtHead, Classified, Decision, RequestHead, body_comes_first};
 use nimgate_config::HoldAt;
 use nimgate_core::control::answer::{Answer, Signal};
 use nimgate_core::control::attempts;
@@ -63,6 +64,8 @@ impl Http {
                 b":path" => head.path = value,
                 b"upgrade" => head.upgrades = true,
                 b":authority" => head.authority = value,
+                b"content-length" => head.content_length = Some(value),
+                b"expect" => head.expects_word = true,
                 b"content-type" => head.content_type = Some(head.content_type.map_or(value, |_| b"application/json")),
                 b"content-encoding" => {
                     head.content_encoding = Some(head.content_encoding.map_or(value, |_| b"several"))
@@ -90,6 +93,10 @@ impl Http {
         let cluster = by_cluster.then(|| host::property("xds\0cluster_name")).flatten();
         head.cluster = cluster.as_deref();
         match nimgate_classify::at_head(config, &head) {
+            AtHead::Decided(classified) if Self::waits_for_body(stream, &head, classified) => {
+                stream.set_state(StreamState::Announced(classified));
+                Action::Pause
+            }
             AtHead::Decided(classified) => Self::settle(stream, classified),
             AtHead::Read(reader) if config.hold_at == HoldAt::Body => {
                 stream.set_state(StreamState::Reading(reader, 0));
@@ -113,6 +120,16 @@ impl Http {
                 Action::Pause
             }
         }
+    }
+
+    /// Whether a metered request asks for its token only when its body begins, so that heads alone, which cost a client
+    /// nothing, take none from others. Only where the host is known to show the body of a request that is held.
+    fn waits_for_body(stream: &Stream, head: &RequestHead<'_>, classified: Classified) -> bool {
+        let plugin = &stream.plugin;
+        matches!(classified.decision, Decision::Meter(_) | Decision::MeterUnrecognised(_))
+            && plugin.config.hold_at == HoldAt::Headers
+            && plugin.body_view.get() == BodyView::Shown
+            && body_comes_first(head)
     }
 
     /// Decides about a request whose headers can't be had, or can't be relied on.
@@ -146,7 +163,14 @@ impl Http {
         if held && stream.plugin.body_view.get() != BodyView::Shown {
             worker::with(|worker| worker.body_shown(&stream.plugin));
         }
-        let passes = match &mut *stream.state.borrow_mut() {
+        let announced = match &*stream.state.borrow() {
+            StreamState::Announced(classified) if size > 0 || ends_here => Some(*classified),
+            _ => None,
+        };
+        if let Some(classified) = announced {
+            return Self::settle_at_piece(stream, classified, ends_here);
+        }
+        let (passes, is_complete) = match &mut *stream.state.borrow_mut() {
             StreamState::Reading(reader, seen) => {
                 let new = size.saturating_sub(*seen);
                 let piece = match new {
@@ -158,30 +182,77 @@ impl Http {
                     reader.spoil();
                 }
                 *seen = size;
-                reader.feed(&stream.plugin.config, &piece)
+                (reader.feed(&stream.plugin.config, &piece), ends_here || reader.is_complete())
             }
-            StreamState::Waiting(_) => {
-                stream.keeps_body.set(!ends_here);
+            StreamState::Waiting(_) | StreamState::Announced(_) => {
+                stream.kept.pause(ends_here);
                 return Action::Pause;
             }
-            StreamState::Granted(_) if stream.keeps_body.get() => {
-                stream.keeps_body.set(!ends_here);
-                return action(ends_here);
+            StreamState::Granted(_) => {
+                return match stream.kept.piece(ends_here) {
+                    Piece::Passes => Action::Continue,
+                    Piece::PassesWithKept => {
+                        worker::with(|worker| worker.needs_no_resume(stream));
+                        Action::Continue
+                    }
+                    Piece::Pauses => {
+                        worker::with(|worker| worker.resume_soon(stream));
+                        Action::Pause
+                    }
+                };
             }
             StreamState::Answered(..) | StreamState::Unserved => return Action::Pause,
-            StreamState::New | StreamState::Passed | StreamState::Granted(_) | StreamState::Over => {
-                return Action::Continue;
-            }
+            StreamState::New | StreamState::Passed | StreamState::Over => return Action::Continue,
         };
         if passes {
             stream.set_state(StreamState::Passed);
             worker::with(|worker| worker.passed(stream.context()));
             return Action::Continue;
         }
-        if ends_here { Self::body_complete(stream) } else { Action::Pause }
+        if is_complete {
+            return Self::body_complete(stream, ends_here);
+        }
+        stream.kept.pause(false);
+        Action::Pause
     }
 
-    fn body_complete(stream: &Rc<Stream>) -> Action {
+    /// Acts on a decision in a callback with a piece of the body, of which Envoy keeps what is not let pass.
+    fn settle_at_piece(stream: &Rc<Stream>, classified: Classified, ends_here: bool) -> Action {
+        stream.kept.pause(ends_here);
+        let action = Self::settle(stream, classified);
+        if action == Action::Continue {
+            stream.kept.pass();
+        }
+        action
+    }
+
+    /// Trailers came, and with them the end of the body.
+    fn trailers(stream: &Rc<Stream>) -> Action {
+        let announced = match &*stream.state.borrow() {
+            StreamState::Announced(classified) => Some(*classified),
+            _ => None,
+        };
+        if let Some(classified) = announced {
+            return Self::settle_at_piece(stream, classified, true);
+        }
+        match &*stream.state.borrow() {
+            StreamState::Reading(..) => {}
+            StreamState::Answered(..) | StreamState::Unserved => return Action::Pause,
+            StreamState::Waiting(_) => {
+                stream.kept.pause(true);
+                return Action::Pause;
+            }
+            _ => {
+                stream.kept.pass();
+                worker::with(|worker| worker.needs_no_resume(stream));
+                return Action::Continue;
+            }
+        }
+        Self::body_complete(stream, true)
+    }
+
+    /// All has been read that the decision needs.
+    fn body_complete(stream: &Rc<Stream>, ends_here: bool) -> Action {
         let classified = match &mut *stream.state.borrow_mut() {
             StreamState::Reading(reader, _) => {
                 let classified = reader.finish(&stream.plugin.config);
@@ -190,13 +261,9 @@ impl Http {
                 }
                 classified
             }
-            StreamState::Answered(..) | StreamState::Unserved => return Action::Pause,
-            state => {
-                stream.keeps_body.set(false);
-                return action(!matches!(state, StreamState::Waiting(_)));
-            }
+            _ => return Action::Pause,
         };
-        Self::settle(stream, classified)
+        Self::settle_at_piece(stream, classified, ends_here)
     }
 
     /// A response begins: the upstream's, or one that Envoy made by itself.
@@ -208,7 +275,7 @@ impl Http {
         }
         let whose = match &*stream.state.borrow() {
             StreamState::Granted(granted) if !granted.answered => Whose::Sent(*granted),
-            StreamState::Reading(..) => Whose::Held(None),
+            StreamState::Reading(..) | StreamState::Announced(_) => Whose::Held(None),
             StreamState::Waiting(at) => Whose::Held(Some(*at)),
             _ => return,
         };
@@ -377,7 +444,7 @@ impl HttpContext for Http {
     }
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        self.stream.as_ref().map_or(Action::Pause, Self::body_complete)
+        self.stream.as_ref().map_or(Action::Pause, Self::trailers)
     }
 
     fn on_http_response_headers(&mut self, _: usize, ends_here: bool) -> Action {

@@ -27,6 +27,7 @@ mod console;
 mod headers;
 mod host;
 mod http;
+mod kept_body;
 mod logging;
 mod metrics;
 mod root;

@@ -3,9 +3,10 @@
 //! A stream is resumed or answered from a timer as often as from its own callbacks, so what both need lies here, behind
 //! a shared pointer, and not in the SDK's context.
 
-use super::host::{self, ContextRef, Map};
+use super::host::{self, ContextRef, Map, Refused};
+use super::kept_body::KeptBody;
 use super::logging::{event, event_once, host_refused};
-use nimgate_classify::{BodyReader, Unclassifiable};
+use nimgate_classify::{BodyReader, Classified, Unclassifiable};
 use nimgate_config::Config;
 use nimgate_core::limit::rules::Rules;
 use nimgate_core::messages::{Failed, Hidden, Unread};
@@ -69,6 +70,8 @@ pub enum StreamState {
     New,
     /// It passes through.
     Passed,
+    /// This is decided about it, and it does not ask for a token before its body begins.
+    Announced(Classified),
     /// Its body is being read; so many bytes have been.
     Reading(Box<BodyReader>, usize),
     /// It waits for a token of the configuration's limit with this number.
@@ -114,10 +117,8 @@ pub struct Stream {
     pub is_recognised: Cell<bool>,
     /// Whether its headers have gone on to the next filter, so that they can't be changed any more.
     pub headers_are_gone: Cell<bool>,
-    /// Whether Envoy keeps a piece of its body that is not its last, since its token had not come then. Such a request goes
-    /// on with the end of its body and not before: resumed in between, Envoys before the fix of envoy#46841 lose the next
-    /// piece.
-    pub keeps_body: Cell<bool>,
+    /// What Envoy keeps of its body on this filter's behalf.
+    pub kept: KeptBody,
     /// Whether the access log knows limit and priority.
     is_noted: Cell<bool>,
 }
@@ -134,7 +135,7 @@ impl Stream {
             has_authorization: Cell::new(false),
             is_recognised: Cell::new(false),
             headers_are_gone: Cell::new(false),
-            keeps_body: Cell::new(false),
+            kept: KeptBody::default(),
             is_noted: Cell::new(false),
         }
     }
@@ -208,6 +209,16 @@ impl Stream {
         }
         self.note(Some(limit), Outcome::Forwarded, Some(waited));
         self.set_state(StreamState::Granted(Granted { limit, at: now, waited, answered: false }));
+    }
+
+    /// Resumes the request from outside its callbacks. The stream's own context must be in effect.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses.
+    pub fn resume(&self) -> Result<(), Refused> {
+        self.kept.resumed();
+        host::resume_request()
     }
 
     /// Sets what the upstream of a limit, and the routes to it, are to see.

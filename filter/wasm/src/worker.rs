@@ -64,6 +64,9 @@ pub struct Worker {
     plugins: Vec<Weak<Plugin>>,
     held: HashMap<RequestId, Rc<Stream>>,
     watched: HashMap<RequestId, Watched>,
+    /// Streams that have their token and are resumed a moment later, and when.
+    resuming: HashMap<RequestId, Rc<Stream>>,
+    resume_at: Option<Instant>,
 }
 
 /// The root contexts of this VM.
@@ -207,8 +210,30 @@ impl Worker {
         if !self.watched.is_empty() {
             self.check_watched(host::now(), running);
         }
+        self.resume_all(running);
         self.count_passed();
         self.arm(running);
+    }
+
+    /// Resumes a stream that has its token as soon as the timer can fire, unless its next piece comes before.
+    pub fn resume_soon(&mut self, stream: &Rc<Stream>) {
+        self.resuming.insert(stream.request(), Rc::clone(stream));
+        self.resume_at.get_or_insert_with(|| host::now().after(RESUME_TIME));
+        self.arm(stream.context());
+    }
+
+    /// The stream has gone on by itself, or is gone.
+    pub fn needs_no_resume(&mut self, stream: &Stream) {
+        if !self.resuming.is_empty() {
+            self.resuming.remove(&stream.request());
+        }
+    }
+
+    fn resume_all(&mut self, running: ContextRef) {
+        self.resume_at = None;
+        for (_, stream) in core::mem::take(&mut self.resuming) {
+            let _ = host::on_behalf_of(stream.context(), running, || stream.resume());
+        }
     }
 
     /// A request passes through, in one of its callbacks or on its behalf. It is counted together with those that come in
@@ -235,15 +260,14 @@ impl Worker {
     /// The stream is gone. Answers how it ended, if it was metered.
     pub fn gone(&mut self, stream: &Stream, running: ContextRef) {
         self.watched.remove(&stream.request());
-        // A request whose body is kept has not gone on, though it has its token.
-        let was_sent = !stream.keeps_body.get();
+        self.needs_no_resume(stream);
         let (limit, outcome) = match stream.set_state(StreamState::Over) {
             StreamState::Waiting(at) => (Some(at), Outcome::ClientLeft),
-            StreamState::Granted(granted) if !was_sent => (Some(granted.limit), Outcome::ClientLeft),
             StreamState::Granted(granted) => (Some(granted.limit), Outcome::Forwarded),
             StreamState::Answered(limit, outcome) => (limit, outcome),
             StreamState::New
             | StreamState::Passed
+            | StreamState::Announced(_)
             | StreamState::Reading(..)
             | StreamState::Unserved
             | StreamState::Over => return,
@@ -255,7 +279,7 @@ impl Worker {
             self.scheduler.leave(limit, stream.request());
             self.arm(running);
         } else {
-            self.settle_grant(stream, limit, was_sent, running);
+            self.settle_grant(stream, limit, true, running);
         }
     }
 
@@ -414,7 +438,7 @@ impl Worker {
         self.metrics.pause_ignored();
         let passes = self.settle(stream, classified, running);
         if passes {
-            let _ = host::on_behalf_of(stream.context(), running, host::resume_request);
+            let _ = host::on_behalf_of(stream.context(), running, || stream.resume());
         }
     }
 
@@ -443,7 +467,7 @@ impl Worker {
     }
 
     /// Carries out what the core decided. A stream in one of whose callbacks this happens is not resumed here: its
-    /// callback lets it go on. Nor is one whose body is kept: it goes on when the body ends.
+    /// callback lets it go on.
     fn execute(&mut self, output: Output, running: ContextRef) {
         self.metrics.read(&output.events);
         for action in output.actions {
@@ -452,13 +476,10 @@ impl Worker {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
+                    let is_elsewhere = stream.id != running.context;
                     let resumed = host::on_behalf_of(stream.context(), running, || {
                         stream.go(waited, granted_at);
-                        if stream.id == running.context || stream.keeps_body.get() {
-                            Ok(())
-                        } else {
-                            host::resume_request()
-                        }
+                        if is_elsewhere { stream.resume() } else { Ok(()) }
                     });
                     if !matches!(resumed, Ok(Ok(()))) {
                         host_refused("resume request", None);
@@ -492,8 +513,8 @@ impl Worker {
         // What stays watched past its time is looked at again after a while.
         let watch = watch.map(|at| if at > now { at } else { now.after(WATCH_TIME) });
         // A VM that has never held a request has nothing to do for any, nor for the gauges.
-        let next =
-            self.me.and_then(|_| self.scheduler.next_wakeup()).into_iter().chain(watch).chain(self.count_at).min();
+        let next = self.me.and_then(|_| self.scheduler.next_wakeup()).into_iter().chain(watch).chain(self.count_at);
+        let next = next.chain(self.resume_at).min();
         if next == self.armed_for && !self.has_fired {
             return;
         }
@@ -596,6 +617,9 @@ const WATCH_TIME: Micros = Micros::from_secs(1);
 
 /// How long a request that passed through may be missing in Envoy's stats.
 const COUNT_TIME: Micros = Micros::from_secs(1);
+
+/// After how long a stream is resumed whose next piece did not come: as soon as the host's timer can fire.
+const RESUME_TIME: Micros = Micros::from_millis(1);
 
 /// Marks the number of a worker that has no queue. The host counts queues from 1, so no token reaches it.
 const UNWAKEABLE: u32 = 0x8000_0000;
