@@ -25,6 +25,7 @@ class Http2:
         )
         self._statuses: dict[int, int] = {}
         self._ended: set[int] = set()
+        self._bodies: dict[int, bytes] = {}
         self._received = b""
         self.is_closed = False
         self._state.initiate_connection()
@@ -100,6 +101,16 @@ class Http2:
             self._receive()
         return self._statuses.get(stream)
 
+    def body(self, stream: int, at_least: int) -> bytes:
+        """Reads until so much of an answer's body has come, or it is over; what came of it."""
+        while (
+            len(self._bodies.get(stream, b"")) < at_least
+            and stream not in self._ended
+            and not self.is_closed
+        ):
+            self._receive()
+        return self._bodies.get(stream, b"")
+
     def close(self) -> None:
         self._sock.close()
 
@@ -119,6 +130,8 @@ class Http2:
                 headers = dict(event.headers)
                 self._statuses[event.stream_id] = int(headers[":status"])
             elif isinstance(event, h2.events.DataReceived):
+                before = self._bodies.get(event.stream_id, b"")
+                self._bodies[event.stream_id] = before + event.data
                 self._state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                 self._ended.add(event.stream_id)
