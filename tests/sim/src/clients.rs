@@ -97,6 +97,9 @@ impl World {
         };
         self.call::<_, ()>(vm, "proxy_on_context_create", context, (context, root));
         let answer = self.call::<_, u32>(vm, "proxy_on_request_headers", context, (context, 5u32, u32::from(ends)));
+        if let Some((1, _)) = answer {
+            self.state.borrow_mut().requests[r].kept.hold_headers();
+        }
         self.went(r, answer);
         if !ends {
             let mut state = self.state.borrow_mut();
@@ -107,7 +110,7 @@ impl World {
 
     /// A piece of a body comes.
     pub fn body(self: &Rc<Self>, r: usize) {
-        let (vm, context, shown, ends) = {
+        let (vm, context, came, shown, ends) = {
             let mut state = self.state.borrow_mut();
             let piece = state.rng.between(1, 40) as usize;
             let request = &mut state.requests[r];
@@ -115,10 +118,11 @@ impl World {
                 return;
             }
             let complete = request.shown == request.body.len();
+            let before = request.shown;
             request.shown = (request.shown + piece).min(request.body.len());
             let ends = complete || (request.ending == Ending::Whole && request.shown == request.body.len());
             request.ended |= ends;
-            (request.worker, request.context, request.shown, ends)
+            (request.worker, request.context, request.shown - before, request.shown, ends)
         };
         let trailers = ends && self.state.borrow().requests[r].ending == Ending::Trailers;
         let answer = if trailers {
@@ -127,6 +131,14 @@ impl World {
             let with = (context, shown as u32, u32::from(ends));
             self.call::<_, u32>(vm, "proxy_on_request_body", context, with)
         };
+        if let Some((answer, _)) = answer {
+            let mut state = self.state.borrow_mut();
+            let request = &mut state.requests[r];
+            request.kept.piece(came, answer == 1);
+            if request.kept.has_lost(request.shown) {
+                state.broken("I3", format!("request {r} has lost a piece of its body"));
+            }
+        }
         self.went(r, answer);
         if !ends {
             let mut state = self.state.borrow_mut();
@@ -155,6 +167,9 @@ impl World {
             (0, Phase::Open, _) => {
                 return self.state.borrow_mut().broken("I19", format!("request {r} passes unmetered"));
             }
+            (0, Phase::Sent, Kind::Host | Kind::Model) if sent == 0 && self.is_too_large(r) => {
+                return self.local(r, End::TooLarge);
+            }
             (0, Phase::Waiting | Phase::Sent, _) if sent == 0 => {}
             (1, Phase::Waiting, _) if limits[l].shadow == Some(true) && self.is_shadow_sure(l) => {
                 return self.state.borrow_mut().broken("I21", format!("request {r} is held in shadow mode"));
@@ -162,6 +177,13 @@ impl World {
             _ => return,
         }
         self.forward(r);
+    }
+
+    /// Whether the piece with which a request goes on is the one that no longer fits into Envoy's buffer.
+    fn is_too_large(&self, r: usize) -> bool {
+        let mut state = self.state.borrow_mut();
+        let permille = state.plan.world.local;
+        state.requests[r].shown > 0 && permille > 0 && state.rng.chance(permille)
     }
 
     fn is_shadow_sure(&self, l: usize) -> bool {
@@ -173,12 +195,9 @@ impl World {
         let end = {
             let state = self.state.borrow();
             let request = &state.requests[r];
-            let keeps = request.sent == 0 && request.shown > 0 && !request.ended;
             match (request.phase, request.kind) {
                 (Phase::Over(_) | Phase::Unborn | Phase::Answered, _) => return,
                 (Phase::Sent | Phase::Answering, Kind::Passing) => End::Passed,
-                // It has its token, and waits for the rest of its body.
-                (Phase::Sent, _) if keeps => End::Left,
                 (Phase::Sent | Phase::Answering, _) => End::Forwarded,
                 (Phase::Open | Phase::Waiting, _) => End::Left,
             }

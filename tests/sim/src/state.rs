@@ -2,6 +2,7 @@
 
 use crate::checks::{Checks, Commit};
 use crate::console::Visit;
+use crate::host::kept::Kept;
 use crate::mutant::Mutant;
 use crate::plan::{LIMITS_MAX, NAMES, Plan, Settings};
 use crate::rng::Rng;
@@ -109,6 +110,8 @@ pub struct Request {
     /// Whether all of the body has come, and how it ends: with its last piece, with an empty one, or with trailers.
     pub ended: bool,
     pub ending: Ending,
+    /// What Envoy keeps of it.
+    pub kept: Kept,
     pub response: Vec<(String, Vec<u8>)>,
     pub details: &'static str,
     /// When the filter read the clock for its arrival.
@@ -154,6 +157,7 @@ impl Request {
             shown: 0,
             ended: false,
             ending: Ending::Whole,
+            kept: Kept::default(),
             response: Vec::new(),
             details: "",
             arrived: 0,

@@ -96,10 +96,18 @@ impl World {
     pub fn resumed(self: &Rc<Self>, r: usize) {
         let leaves = {
             let mut state = self.state.borrow_mut();
-            let request = &state.requests[r];
-            if request.shown > 0 && !request.ended {
-                // Envoys before the fix of envoy#46841 would lose the next piece.
-                state.broken("I3", format!("request {r} goes on in the middle of its body"));
+            let request = &mut state.requests[r];
+            if matches!(request.phase, Phase::Over(_)) {
+                return;
+            }
+            let is_allowed = request.kept.resume();
+            let is_first = request.sent == 0;
+            if !is_allowed {
+                state.broken("I3", format!("request {r} is resumed though nothing stopped it"));
+            }
+            if !is_first {
+                // A piece of its body goes on.
+                return;
             }
             let permille = state.plan.leave / 3;
             permille > 0 && state.rng.chance(permille)
@@ -174,7 +182,7 @@ impl World {
                 (End::Timeout, _) => Some("upstream_timeout"),
                 (End::Unreachable, _) => Some("upstream_unreachable"),
                 (End::TooLarge, _) => Some("payload_too_large"),
-                (End::Left, Phase::Waiting | Phase::Sent) => Some("client_left"),
+                (End::Left, Phase::Waiting) => Some("client_left"),
                 _ => None,
             };
             if let Some(label) = label {
@@ -184,9 +192,6 @@ impl World {
             }
             if phase == Phase::Waiting && state.requests[r].published.is_some() {
                 state.desks[vm].untold[l] += 1;
-            }
-            if (end, phase) == (End::Left, Phase::Sent) {
-                state.desks[vm].unused[l].push(r);
             }
             state.note(|| format!("request {r} is over: {end:?}"));
             let silent = state.mutant == Some(Mutant::DropLeave) && end == End::Left;

@@ -312,10 +312,9 @@ impl World {
     pub fn locally(self: &Rc<Self>, r: usize) {
         let end = {
             let mut state = self.state.borrow_mut();
-            let (phase, sent, kind) = (state.requests[r].phase, state.requests[r].sent, state.requests[r].kind);
+            let (phase, kind) = (state.requests[r].phase, state.requests[r].kind);
             match (phase, kind) {
                 (Phase::Open, Kind::Model) | (Phase::Waiting, _) => state.rng.pick(&[End::TooLarge, End::RateLimited]),
-                (Phase::Sent, Kind::Host | Kind::Model) if sent == 0 => End::TooLarge,
                 _ => return,
             }
         };
@@ -323,7 +322,7 @@ impl World {
     }
 
     /// Envoy answers a request by itself, and that goes through the filter's response callbacks.
-    fn local(self: &Rc<Self>, r: usize, end: End) {
+    pub fn local(self: &Rc<Self>, r: usize, end: End) {
         let (vm, context) = {
             let mut state = self.state.borrow_mut();
             let other = state.rng.chance(500);
