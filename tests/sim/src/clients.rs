@@ -133,7 +133,9 @@ impl World {
         };
         if let Some((answer, _)) = answer {
             let mut state = self.state.borrow_mut();
+            let now = state.now;
             let request = &mut state.requests[r];
+            request.last_piece = now;
             request.kept.piece(came, answer == 1);
             if request.kept.has_lost(request.shown) {
                 state.broken("I3", format!("request {r} has lost a piece of its body"));

@@ -110,8 +110,9 @@ pub struct Request {
     /// Whether all of the body has come, and how it ends: with its last piece, with an empty one, or with trailers.
     pub ended: bool,
     pub ending: Ending,
-    /// What Envoy keeps of it.
+    /// What Envoy keeps of it, and when a piece came last.
     pub kept: Kept,
+    pub last_piece: u64,
     pub response: Vec<(String, Vec<u8>)>,
     pub details: &'static str,
     /// When the filter read the clock for its arrival.
@@ -158,6 +159,7 @@ impl Request {
             ended: false,
             ending: Ending::Whole,
             kept: Kept::default(),
+            last_piece: 0,
             response: Vec::new(),
             details: "",
             arrived: 0,

@@ -194,6 +194,11 @@ impl World {
                 state.desks[vm].untold[l] += 1;
             }
             state.note(|| format!("request {r} is over: {end:?}"));
+            let request = &state.requests[r];
+            let is_stuck = end == End::Forwarded && request.kept.gone < request.shown;
+            if is_stuck && state.plan.is_calm() && state.now > request.last_piece + 100 * MILLI {
+                state.broken("I3", format!("a piece of the body of request {r} has not gone on"));
+            }
             let silent = state.mutant == Some(Mutant::DropLeave) && end == End::Left;
             state.suspects(r);
             state.requests[r].phase = Phase::Over(end);
