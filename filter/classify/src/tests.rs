@@ -310,13 +310,73 @@ fn a_body_that_is_no_json_is_let_go_at_its_first_bytes() {
 }
 
 #[test]
-fn a_tunnel_is_not_waited_for() {
+fn what_bounds_a_body_decides_whether_it_is_read() {
     let config = config("");
-    for (method, upgrades, early) in
-        [(&b"GET"[..], true, true), (b"CONNECT", false, true), (b"POST", true, false), (b"GET", false, false)]
-    {
-        let head = RequestHead { method, upgrades, content_type: None, ..json_head() };
-        assert_eq!(matches!(at_head(&config, &head), AtHead::Decided(_)), early);
+    let json = br#"{"model":"nvidia/a"}"#;
+    let length = json.len().to_string();
+    let (metered, unread) = (Some(Decision::Meter(0)), Some(Decision::MeterUnrecognised(0)));
+    // Method, whether it upgrades, its content length, and what its headers alone decide.
+    for (method, upgrades, content_length, at_once) in [
+        // WebSockets over HTTP/1.1, for which Envoy writes a length of 0, and over HTTP/2, for which it does not.
+        (&b"GET"[..], true, Some("0"), Some(Decision::Pass)),
+        (b"GET", true, None, Some(Decision::Pass)),
+        (b"CONNECT", false, None, Some(Decision::Pass)),
+        (b"POST", true, Some("0"), Some(Decision::Pass)),
+        (b"POST", true, Some(&*length), None),
+        (b"GET", true, Some(&*length), None),
+        (b"POST", false, None, None),
+        (b"POST", true, None, unread),
+        (b"POST", true, Some("many"), unread),
+    ] {
+        let content_length = content_length.map(str::as_bytes);
+        let head = RequestHead { method, upgrades, content_length, content_type: None, ..json_head() };
+        match at_head(&config, &head) {
+            AtHead::Decided(classified) => assert_eq!(Some(classified.decision), at_once, "{head:?}"),
+            AtHead::Read(mut reader) => {
+                assert_eq!(at_once, None, "{head:?}");
+                let (first, rest) = json.split_at(5);
+                assert!(!reader.feed(&config, first) && !reader.is_complete());
+                // What follows the body belongs to the conversation.
+                assert!(!reader.feed(&config, &[rest, b"}{"].concat()) || !upgrades);
+                assert_eq!(reader.is_complete(), upgrades);
+                assert!(!upgrades || Some(reader.finish(&config).decision) == metered);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_message_of_a_grpc_conversation_decides() {
+    let config = config("");
+    let head = RequestHead { content_type: Some(b"application/grpc+json"), ..json_head() };
+    let json = br#"{"model":"nvidia/a"}"#;
+    let size = u8::try_from(json.len()).unwrap();
+    for (flag, expected) in [(0u8, Decision::Meter(0)), (1, Decision::MeterUnrecognised(0))] {
+        let message = [&[flag, 0, 0, 0, size], &json[..]].concat();
+        for step in [1, 3, message.len()] {
+            let AtHead::Read(mut reader) = at_head(&config, &head) else { panic!("it is read") };
+            for (at, piece) in message.chunks(step).enumerate() {
+                assert!(!reader.is_complete(), "before piece {at}");
+                reader.feed(&config, piece);
+            }
+            assert!(reader.is_complete());
+            assert_eq!(reader.finish(&config).decision, expected);
+        }
+    }
+}
+
+#[test]
+fn only_a_body_that_comes_before_any_answer_is_waited_for() {
+    let upload = RequestHead { content_type: None, ..json_head() };
+    assert!(body_comes_first(&upload));
+    for conversation in [
+        RequestHead { ends_here: true, ..upload },
+        RequestHead { expects_word: true, ..upload },
+        RequestHead { upgrades: true, ..upload },
+        RequestHead { method: b"CONNECT", ..upload },
+        RequestHead { content_type: Some(b"application/grpc-web"), ..upload },
+    ] {
+        assert!(!body_comes_first(&conversation), "{conversation:?}");
     }
 }
 
