@@ -2,8 +2,8 @@
 
 Envoys before a fix of August 2026 (envoy#46841; the fix came to 1.36 to 1.39 in later patch
 versions) lose a piece of a body if a filter kept back a piece, was resumed before the body's end,
-and then lets the next one pass. So a request of whose body Envoy keeps something goes on with the
-end of its body and not before. These are all the ways in which nimgate holds and lets go, each with
+and then lets the next one pass. So nimgate pauses that piece too, and resumes once more. These are
+all the ways in which nimgate holds and lets go, each with
 pieces before and after.
 """
 

@@ -19,6 +19,7 @@
     )
 )]
 
+pub mod bodies;
 pub mod change;
 pub mod console;
 pub mod glob;
@@ -28,6 +29,7 @@ mod patterns;
 mod raw;
 mod secret;
 
+use bodies::Bodies;
 use console::ConsoleConfig;
 use core::fmt;
 use glob::Glob;
@@ -161,6 +163,8 @@ pub struct Config {
     pub on_unclassifiable: OnUnclassifiable,
     /// Where requests are held whose body must be read.
     pub hold_at: HoldAt,
+    /// How many bytes of bodies may be held.
+    pub bodies: Bodies,
     pub log_level: LogLevel,
 }
 
@@ -206,6 +210,7 @@ impl Config {
             priority: check_priority(raw.priority.unwrap_or_default())?,
             on_unclassifiable: raw.on_unclassifiable.unwrap_or_default(),
             hold_at,
+            bodies: bodies::check(&raw.bodies.unwrap_or_default())?,
             log_level: raw.log_level.unwrap_or_default(),
         })
     }
@@ -214,11 +219,12 @@ impl Config {
 /// The paths of all fields of the configuration, such as `limits[].rate_rpm`, for those who check documents and manifests.
 pub fn fields() -> Vec<String> {
     let knobs: Vec<&str> = rules::knobs().map(|knob| knob.path).collect();
-    let objects: [(&str, &[&str]); 6] = [
+    let objects: [(&str, &[&str]); 7] = [
         ("", knobs::field_names::<raw::ConfigFields>()),
         ("limits[].", knobs::field_names::<raw::LimitFields>()),
         ("limits[].", &knobs),
         ("priority.", knobs::field_names::<raw::PriorityFields>()),
+        ("bodies.", knobs::field_names::<raw::BodiesFields>()),
         ("console.", knobs::field_names::<raw::ConsoleFields>()),
         ("console.upstream.", knobs::field_names::<raw::UpstreamFields>()),
     ];

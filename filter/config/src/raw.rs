@@ -17,6 +17,7 @@ pub struct ConfigFields {
     pub priority: Option<PriorityFields>,
     pub on_unclassifiable: Option<OnUnclassifiable>,
     pub hold_at: Option<HoldAt>,
+    pub bodies: Option<BodiesFields>,
     pub console: Option<ConsoleFields>,
     pub log_level: Option<LogLevel>,
     /// Read so that it may be there; what it says is of no account, only that it differs.
@@ -62,6 +63,13 @@ pub struct PriorityFields {
     pub header: Option<String>,
     pub default: Option<String>,
     pub ceiling: Option<String>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct BodiesFields {
+    pub worker_max_bytes: Option<WrittenNumber>,
+    pub connection_max_bytes: Option<WrittenNumber>,
 }
 
 #[derive(serde::Deserialize, Default)]

@@ -27,6 +27,7 @@ fn nothing_means_all_defaults() {
         assert_eq!(config.priority.header, "x-priority");
         assert_eq!(config.on_unclassifiable, OnUnclassifiable::Meter);
         assert_eq!(config.hold_at, HoldAt::Headers);
+        assert_eq!(config.bodies, Bodies::DEFAULT);
         assert_eq!(config.log_level, LogLevel::Info);
     }
 }
@@ -197,6 +198,9 @@ fn each_refusal_names_the_path() {
             "limits[0].upstream_api_key: must be of visible",
         ),
         (r#"{"hold_at": "trailers"}"#, "hold_at: unknown variant"),
+        (r#"{"bodies": {"worker_max_bytes": 1}}"#, "bodies.worker_max_bytes: must be 65536 to 4294967296 bytes"),
+        (r#"{"bodies": {"connection_max_bytes": 1e5, "max": 2}}"#, "unknown field `max`"),
+        (r#"{"bodies": {"connection_max_bytes": 65536.5}}"#, "bodies.connection_max_bytes: must be"),
         (
             r#"{"hold_at": "body", "limits": [{"name": "n", "upstream_api_key": "k"}]}"#,
             "limits[0]: can't have an upstream_api_key while hold_at is body",

@@ -27,6 +27,15 @@ pub enum Hidden {
     Body,
 }
 
+/// What is full where it is not the queue: what may be held of requests' bodies, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Full {
+    /// By one worker.
+    Worker(u64),
+    /// By the requests of one connection.
+    Connection(u64),
+}
+
 /// What the sentence for a failed request is about.
 #[derive(Clone, Copy, Debug)]
 pub struct Failed<'a> {
@@ -40,6 +49,8 @@ pub struct Failed<'a> {
     pub unread: Option<Unread>,
     /// Where its wait ran out; `None` if it was Envoy that ended it.
     pub lane: Option<Lane>,
+    /// What is full, or too small, if it is not the queue, or Envoy's buffer.
+    pub full: Option<Full>,
 }
 
 impl Failed<'_> {
@@ -48,6 +59,7 @@ impl Failed<'_> {
         let limit = self.limit;
         match self.outcome {
             Outcome::RateLimited => self.rate_limited(),
+            Outcome::QueueFull | Outcome::PayloadTooLarge if self.full.is_some() => self.bodies_full(),
             Outcome::QueueFull => format!(
                 "nimgate, not the upstream, refused this request: the queue of limit `{limit}` is full \
                  (queue_max_size: {}). Retry after the time in Retry-After.",
@@ -95,6 +107,28 @@ impl Failed<'_> {
             }
             Outcome::Forwarded | Outcome::ClientLeft => String::new(),
         }
+    }
+
+    /// The sentence for a body that may not be held.
+    fn bodies_full(&self) -> String {
+        let alone = self.outcome == Outcome::PayloadTooLarge;
+        let why = match self.full {
+            Some(Full::Worker(max)) if alone => format!(
+                "its body alone is larger than what one worker of Envoy may hold (bodies.worker_max_bytes: {max}). Send \
+                 less, or raise that setting"
+            ),
+            Some(Full::Worker(max)) => format!(
+                "with it, this worker of Envoy would hold more of requests' bodies than it may \
+                 (bodies.worker_max_bytes: {max}). Retry after the time in Retry-After"
+            ),
+            Some(Full::Connection(max)) => format!(
+                "with it, requests on its connection that wait would hold more of their bodies than they may \
+                 (bodies.connection_max_bytes: {max}), and nothing else on that connection could go on. Retry after the \
+                 time in Retry-After, or use more connections"
+            ),
+            None => String::new(),
+        };
+        format!("nimgate, not the upstream, refused this request: {why}.")
     }
 
     fn rate_limited(&self) -> String {
@@ -247,7 +281,7 @@ mod tests {
             ),
         ];
         for (outcome, priority, lane, unread, setting, advice) in table {
-            let failed = Failed { outcome, limit: "batch", rules: Some(&rules), priority, unread, lane };
+            let failed = Failed { outcome, limit: "batch", rules: Some(&rules), priority, unread, lane, full: None };
             let said = failed.message();
             let who = match outcome {
                 Outcome::UpstreamTimeout | Outcome::UpstreamUnreachable => went,
@@ -272,7 +306,17 @@ mod tests {
             priority: Priority::Urgent,
             unread: None,
             lane: Some(Lane::Queued(Priority::Urgent)),
+            full: None,
         };
+        for (outcome, full, setting, advice) in [
+            (Outcome::QueueFull, Full::Worker(5), "bodies.worker_max_bytes: 5", "Retry-After"),
+            (Outcome::QueueFull, Full::Connection(6), "bodies.connection_max_bytes: 6", "more connections"),
+            (Outcome::PayloadTooLarge, Full::Worker(7), "bodies.worker_max_bytes: 7", "raise that setting"),
+        ] {
+            let said = Failed { outcome, full: Some(full), limit: "", ..urgent }.message();
+            assert!(said.starts_with(refused) && said.contains(setting) && said.contains(advice), "{said}");
+            assert!(said.ends_with('.') && !said.contains("  "), "{said}");
+        }
         assert!(urgent.message().contains("77 requests per minute") && !urgent.message().contains("higher"));
         let timeouts = Timeouts { own_urgent: Some(Micros::from_secs(3)), ..rules.timeouts };
         let own = Failed { rules: Some(&Rules { timeouts, ..rules }), ..urgent };

@@ -168,8 +168,10 @@ impl Http {
             _ => None,
         };
         if let Some(classified) = announced {
-            return Self::settle_at_piece(stream, classified, ends_here);
+            return Self::settle_at_piece(stream, classified, size, ends_here);
         }
+        // Whether the piece is kept for a request that waits, and whether it is its last.
+        let mut keeps = None;
         let (passes, is_complete) = match &mut *stream.state.borrow_mut() {
             StreamState::Reading(reader, seen) => {
                 let new = size.saturating_sub(*seen);
@@ -185,8 +187,8 @@ impl Http {
                 (reader.feed(&stream.plugin.config, &piece), ends_here || reader.is_complete())
             }
             StreamState::Waiting(_) | StreamState::Announced(_) => {
-                stream.kept.pause(ends_here);
-                return Action::Pause;
+                keeps = Some(ends_here);
+                (false, false)
             }
             StreamState::Granted(_) => {
                 return match stream.kept.piece(ends_here) {
@@ -206,24 +208,37 @@ impl Http {
         };
         if passes {
             stream.set_state(StreamState::Passed);
-            worker::with(|worker| worker.passed(stream.context()));
+            worker::with(|worker| {
+                worker.let_go(stream);
+                worker.passed(stream.context());
+            });
             return Action::Continue;
         }
         if is_complete {
-            return Self::body_complete(stream, ends_here);
+            return Self::body_complete(stream, size, ends_here);
         }
-        stream.kept.pause(false);
+        Self::keep(stream, size, keeps.unwrap_or(false))
+    }
+
+    /// Lets Envoy keep what has come of the body, unless too much is held.
+    fn keep(stream: &Rc<Stream>, size: usize, ends_here: bool) -> Action {
+        stream.kept.pause(ends_here);
+        worker::with(|worker| worker.hold(stream, size));
         Action::Pause
     }
 
     /// Acts on a decision in a callback with a piece of the body, of which Envoy keeps what is not let pass.
-    fn settle_at_piece(stream: &Rc<Stream>, classified: Classified, ends_here: bool) -> Action {
+    fn settle_at_piece(stream: &Rc<Stream>, classified: Classified, size: usize, ends_here: bool) -> Action {
         stream.kept.pause(ends_here);
-        let action = Self::settle(stream, classified);
-        if action == Action::Continue {
+        if Self::settle(stream, classified) == Action::Continue {
             stream.kept.pass();
+            worker::with(|worker| worker.let_go(stream));
+            return Action::Continue;
         }
-        action
+        if stream.waits_for().is_some() {
+            worker::with(|worker| worker.hold(stream, size));
+        }
+        Action::Pause
     }
 
     /// Trailers came, and with them the end of the body.
@@ -233,10 +248,10 @@ impl Http {
             _ => None,
         };
         if let Some(classified) = announced {
-            return Self::settle_at_piece(stream, classified, true);
+            return Self::settle_at_piece(stream, classified, 0, true);
         }
-        match &*stream.state.borrow() {
-            StreamState::Reading(..) => {}
+        let seen = match &*stream.state.borrow() {
+            StreamState::Reading(_, seen) => *seen,
             StreamState::Answered(..) | StreamState::Unserved => return Action::Pause,
             StreamState::Waiting(_) => {
                 stream.kept.pause(true);
@@ -247,12 +262,12 @@ impl Http {
                 worker::with(|worker| worker.needs_no_resume(stream));
                 return Action::Continue;
             }
-        }
-        Self::body_complete(stream, true)
+        };
+        Self::body_complete(stream, seen, true)
     }
 
     /// All has been read that the decision needs.
-    fn body_complete(stream: &Rc<Stream>, ends_here: bool) -> Action {
+    fn body_complete(stream: &Rc<Stream>, size: usize, ends_here: bool) -> Action {
         let classified = match &mut *stream.state.borrow_mut() {
             StreamState::Reading(reader, _) => {
                 let classified = reader.finish(&stream.plugin.config);
@@ -263,7 +278,7 @@ impl Http {
             }
             _ => return Action::Pause,
         };
-        Self::settle_at_piece(stream, classified, ends_here)
+        Self::settle_at_piece(stream, classified, size, ends_here)
     }
 
     /// A response begins: the upstream's, or one that Envoy made by itself.

@@ -25,6 +25,7 @@ const _: &str = include_str!("../exports.txt");
 
 mod console;
 mod headers;
+mod holding;
 mod host;
 mod http;
 mod kept_body;

@@ -171,6 +171,11 @@ impl Stream {
         self.state.replace(next)
     }
 
+    /// Whether its body has to come to its end, or to its beginning, before anything is decided.
+    pub fn is_arriving(&self) -> bool {
+        matches!(*self.state.borrow(), StreamState::Reading(..) | StreamState::Announced(_))
+    }
+
     /// The limit of the configuration for whose token it waits.
     pub fn waits_for(&self) -> Option<usize> {
         match *self.state.borrow() {
@@ -281,7 +286,15 @@ impl Stream {
             };
             Unread { label: reason.label(), hidden }
         });
-        Failed { outcome, limit: self.limit_name(limit), rules, priority: self.priority.get(), unread, lane }
+        Failed {
+            outcome,
+            limit: self.limit_name(limit),
+            rules,
+            priority: self.priority.get(),
+            unread,
+            lane,
+            full: None,
+        }
     }
 }
 

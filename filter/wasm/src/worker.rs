@@ -11,6 +11,7 @@
 //! The worker makes itself known to the others (a number, a queue) with its first metered request. The main thread's VM
 //! and the throw-away VM in which Envoy tries a configuration never have one, so they never count as workers.
 
+use super::holding::{Excess, Holding};
 use super::host::{self, ContextRef};
 use super::logging::{event, host_refused};
 use super::metrics::Metrics;
@@ -23,7 +24,7 @@ use nimgate_core::control::answer::Answer;
 use nimgate_core::limit::home::{Company, QUIET};
 use nimgate_core::limit::ledger::{Snapshot, VERSION};
 use nimgate_core::limit::rules::Rules;
-use nimgate_core::messages::response_headers;
+use nimgate_core::messages::{Failed, response_headers};
 use nimgate_core::outcome::Outcome;
 use nimgate_core::priority::Lane;
 use nimgate_core::request::Request;
@@ -67,6 +68,7 @@ pub struct Worker {
     /// Streams that have their token and are resumed a moment later, and when.
     resuming: HashMap<RequestId, Rc<Stream>>,
     resume_at: Option<Instant>,
+    holding: Holding,
 }
 
 /// The root contexts of this VM.
@@ -215,6 +217,31 @@ impl Worker {
         self.arm(running);
     }
 
+    /// Envoy holds so many bytes of a stream's body now, in one of the stream's callbacks. Refuses whoever holds too much.
+    pub fn hold(&mut self, stream: &Rc<Stream>, size: usize) {
+        let running = stream.context();
+        self.holding.hold(stream, u64::try_from(size).unwrap_or(u64::MAX));
+        let Some(excess) = self.holding.excess(stream, stream.plugin.config.bodies, running) else { return };
+        let Excess { stream, full, alone } = excess;
+        let outcome = if alone { Outcome::PayloadTooLarge } else { Outcome::QueueFull };
+        let waited_for = stream.waits_for();
+        if let Some(at) = waited_for {
+            self.dismiss(&stream, at, running);
+        }
+        self.let_go(&stream);
+        let rules = self.rules(&stream, waited_for);
+        let _ = host::on_behalf_of(stream.context(), running, || {
+            let failed = Failed { full: Some(full), ..stream.failed(outcome, None, None, rules.as_ref()) };
+            let headers = [("retry-after", "1".to_owned())];
+            stream.refuse(&failed, if alone { &[] } else { &headers }, None);
+        });
+    }
+
+    /// Envoy holds nothing of a stream's body any more.
+    pub fn let_go(&mut self, stream: &Stream) {
+        self.holding.let_go(stream.request());
+    }
+
     /// Resumes a stream that has its token as soon as the timer can fire, unless its next piece comes before.
     pub fn resume_soon(&mut self, stream: &Rc<Stream>) {
         self.resuming.insert(stream.request(), Rc::clone(stream));
@@ -261,6 +288,7 @@ impl Worker {
     pub fn gone(&mut self, stream: &Stream, running: ContextRef) {
         self.watched.remove(&stream.request());
         self.needs_no_resume(stream);
+        self.let_go(stream);
         let (limit, outcome) = match stream.set_state(StreamState::Over) {
             StreamState::Waiting(at) => (Some(at), Outcome::ClientLeft),
             StreamState::Granted(granted) => (Some(granted.limit), Outcome::Forwarded),
@@ -292,6 +320,7 @@ impl Worker {
 
     /// Envoy answered a request that still waited: it leaves the queue.
     pub fn dismiss(&mut self, stream: &Stream, at: usize, running: ContextRef) {
+        self.let_go(stream);
         if self.held.remove(&stream.request()).is_some()
             && let Some(limit) = stream.limit(at)
         {
@@ -438,6 +467,7 @@ impl Worker {
         self.metrics.pause_ignored();
         let passes = self.settle(stream, classified, running);
         if passes {
+            self.let_go(stream);
             let _ = host::on_behalf_of(stream.context(), running, || stream.resume());
         }
     }
@@ -476,6 +506,7 @@ impl Worker {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
+                    self.let_go(&stream);
                     let is_elsewhere = stream.id != running.context;
                     let resumed = host::on_behalf_of(stream.context(), running, || {
                         stream.go(waited, granted_at);
@@ -489,6 +520,7 @@ impl Worker {
                     let Some(stream) = self.held.remove(&request) else {
                         continue;
                     };
+                    self.let_go(&stream);
                     let rules = self.rules(&stream, stream.waits_for());
                     let _ = host::on_behalf_of(stream.context(), running, || {
                         let mut headers = response_headers(waited, snapshot.as_ref());

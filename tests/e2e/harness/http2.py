@@ -11,6 +11,7 @@ from .waiting import HANG_GUARD_S
 
 _FRAME_OF_ONE_BYTE = b"\x00\x00\x01\x00\x00"
 _SEND_AT_ONCE = 4096
+_FRAME_BYTES = 16_384
 _FRAME_HEAD_BYTES = 9
 _GOAWAY = 7
 
@@ -62,7 +63,11 @@ class Http2:
             end_stream=not body and not body_follows,
         )
         if body:
-            self._state.send_data(stream, body, end_stream=not body_follows)
+            self._flush()
+            for at in range(0, len(body), _FRAME_BYTES):
+                piece = body[at : at + _FRAME_BYTES]
+                is_last = at + len(piece) == len(body)
+                self.send_piece(stream, piece, is_last=is_last and not body_follows)
         self._flush()
         return stream
 
