@@ -44,7 +44,7 @@ class Http2:
         headers: list[tuple[str, str]] | None = None,
         body_follows: bool = False,
         path: str = CHAT,
-        content_type: str = "application/json",
+        content_type: str | None = "application/json",
         host: str = "localhost",
         method: str = "POST",
     ) -> int:
@@ -57,7 +57,7 @@ class Http2:
                 (":scheme", "http"),
                 (":authority", host),
                 (":path", path),
-                ("content-type", content_type),
+                *([("content-type", content_type)] if content_type else []),
                 *(headers or []),
             ],
             end_stream=not body and not body_follows,
