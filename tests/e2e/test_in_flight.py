@@ -1,6 +1,4 @@
-"""`max_in_flight`: requests at once over all workers, and tokens of requests that were not sent."""
-
-import time
+"""`max_in_flight`: requests at once over all workers."""
 
 import pytest
 
@@ -8,25 +6,14 @@ from harness.client import results
 from harness.gate import Gate, running_gate
 from harness.nimgate import chat, configuration, encode, limit
 from harness.shipped import Options
-from harness.waiting import wait_until
 
 CAP = 3
 LATENCY_MS = 300
-SECONDS_PER_TOKEN = 6
-CAPACITY = 4
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids="{} workers".format)
 def gate(request):
     plugin = configuration(
-        # First, since with limits of models before it nothing is decided until the body has come.
-        limit(
-            "unsent",
-            models=[],
-            hosts=["unsent.test"],
-            rate_rpm=60 // SECONDS_PER_TOKEN,
-            bucket_capacity=CAPACITY,
-        ),
         limit("capped", max_in_flight=CAP),
         limit("ordered", max_in_flight=1),
         limit("endings", max_in_flight=CAP),
@@ -95,28 +82,3 @@ def test_a_raised_cap_lets_those_go_who_wait(gate: Gate):
         ]
         assert gate.envoy.reload(configuration(*raised))
         gate.fake.wait_for_requests(2, model)
-
-
-def test_a_token_of_a_request_that_is_never_sent_comes_back(gate: Gate):
-    """Metered by its host it asks at its headers; its client leaves before its body has come."""
-
-    def tokens() -> int:
-        return gate.envoy.metric("nimgate_tokens_available", limit="unsent")
-
-    for _ in range(CAPACITY):
-        with gate.raw() as connection:
-            assert (
-                connection.request(encode(chat("any")), host="unsent.test").answer().status == 200
-            )
-    with gate.raw() as connection:
-        head = [("Content-Type", "application/json"), ("Content-Length", "1000")]
-        connection.head(head, host="unsent.test")
-        gate.wait_for_queue("unsent", 1)
-        connection.send(b'{"model":')
-        began = time.monotonic()
-        gate.wait_for_queue("unsent", 0)
-        assert time.monotonic() - began < 3 * SECONDS_PER_TOKEN
-    # It got its token and kept it for its body, so the token is there again and not the next one's.
-    wait_until(lambda: tokens() >= 1, "the token came back")
-    left = gate.envoy.requests_total("unsent", outcome="client_left")
-    assert left == 1
