@@ -1,6 +1,6 @@
 //! The host calls that the module imports, as Envoy answers them.
 
-pub(crate) mod kept;
+pub mod kept;
 mod shared;
 mod streams;
 

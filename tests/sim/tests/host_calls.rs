@@ -75,15 +75,21 @@ fn come(world: &Rc<World>, kind: Kind, content_type: &str, body: &str, pieces: u
     world.call::<_, ()>(0, "proxy_on_context_create", context, (context, root));
     let answer = world.call::<_, u32>(0, "proxy_on_request_headers", context, (context, 4u32, 0u32));
     let mut held = matches!(answer, Some((1, ..)));
+    if held {
+        world.state.borrow_mut().requests[r].kept.hold_headers();
+    }
     world.went(r, answer);
     for piece in 1..=pieces + 1 {
         let shown = (body.len() * piece / pieces).min(body.len());
-        {
+        let came = {
             let request = &mut world.state.borrow_mut().requests[r];
+            let before = request.shown;
             (request.shown, request.ended) = (shown, piece > pieces);
-        }
+            shown - before
+        };
         let with = (context, shown as u32, u32::from(piece > pieces));
         let answer = world.call::<_, u32>(0, "proxy_on_request_body", context, with);
+        world.state.borrow_mut().requests[r].kept.piece(came, matches!(answer, Some((1, ..))));
         if held && matches!(answer, Some((0, ..))) {
             held = false;
             world.went(r, answer);

@@ -107,8 +107,10 @@ fn come_with(world: &Rc<World>, worker: usize, root: u32, header: &str, body: &s
     world.call::<_, ()>(worker, "proxy_on_context_create", context, (context, root));
     let mut answer = world.call::<_, u32>(worker, "proxy_on_request_headers", context, (context, 4u32, 0u32));
     if matches!(answer, Some((1, ..))) {
+        world.state.borrow_mut().requests[r].kept.hold_headers();
         answer = world.call(worker, "proxy_on_request_body", context, (context, body.len() as u32, 1u32));
     }
+    world.state.borrow_mut().requests[r].kept.piece(body.len(), matches!(answer, Some((1, ..))));
     let goes_on = matches!(answer, Some((0, ..)));
     if goes_on {
         world.went(r, answer);
